@@ -1,0 +1,90 @@
+"""Measure trained policies: returns under perturbations, Lipschitz constants, trajectories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments.pendulum.config import Config, Model, perturbation
+from experiments.pendulum.train import load_policy, policy_path
+from robustnn.bounds import lower_bound, product_bound
+from robustnn.closedloop import evaluate, rollout, start_states
+from robustnn.envs import Pendulum
+from robustnn.policies import ActionMap
+
+
+def load_policies(config: Config, folder: Path, model: Model, steps: int) -> list[ActionMap]:
+    """Read the policies of all training seeds."""
+    return [load_policy(policy_path(folder, model, steps, seed)) for seed in config.training_seeds]
+
+
+def returns_under(
+    config: Config, folder: Path, model: Model, steps: int, attack: str, eps: float
+) -> dict[str, Any]:
+    """Evaluate all training seeds of a model under one perturbation.
+
+    Returns:
+        JSON values: returns (seeds x episodes), the perturbation, and for the strong attack the mean return of
+        its windows against iterations (iterations x seeds).
+    """
+    maps = load_policies(config, folder, model, steps)
+    stack = ActionMap.stack(maps).to(config.device, torch.float32)
+    disturbance = perturbation(attack, eps)
+    result = evaluate(
+        stack, Pendulum(), disturbance,
+        episodes=config.episodes, policies=len(maps), dtype=torch.float32, device=config.device,
+    )  # fmt: skip
+    cell: dict[str, Any] = {
+        "returns": np.round(result.returns, 3).tolist(),
+        "perturbation": result.perturbation,
+    }
+    if attack == "strong":
+        cell["convergence"] = np.round(result.convergence[0].mean(), 3).tolist()
+    return cell
+
+
+def constants(config: Config, folder: Path, model: Model, steps: int) -> dict[str, Any]:
+    """Certified and empirical Lipschitz constants, raw observation to action, l2.
+
+    The certified one of the MLP is the product of spectral norms. The empirical ones are gradient ascent from
+    visited states, and the largest action change that the per-step attack found at each eps.
+
+    Returns:
+        JSON values, one entry per training seed.
+    """
+    certified, empirical, changes = [], [], []
+    plant = Pendulum()
+    for policy in load_policies(config, folder, model, steps):
+        state0 = start_states(plant, range(16), dtype=torch.float64)
+        visited = rollout(plant, policy, state0).observations.reshape(-1, plant.n_y)[::8]
+        empirical.append(lower_bound(policy, visited).value)
+        certified.append(model.lipschitz or product_bound(policy.network))
+        changes.append([_largest_change(plant, policy, eps) for eps in config.eps])
+    return {"certified": certified, "empirical": empirical, "action_change": changes}
+
+
+def _largest_change(plant: Pendulum, policy: ActionMap, eps: float) -> float:
+    state0 = start_states(plant, range(16), dtype=torch.float64)
+    run = rollout(plant, policy, state0, perturbation=perturbation("mad", eps), seeds=range(16))
+    return float((policy(run.perturbed) - policy(run.observations)).norm(dim=-1).max())
+
+
+def phase_paths(
+    config: Config, folder: Path, model: Model, steps: int, eps: float, episodes: int = 8
+) -> dict[str, Any]:
+    """State trajectories of the first training seed with and without the strong attack.
+
+    Returns:
+        Lists of shape (episodes, time, 2): nominal and attacked, rad and rad/s.
+    """
+    policy = load_policies(config, folder, model, steps)[0]
+    plant = Pendulum()
+    state0 = start_states(plant, range(episodes), dtype=torch.float64)
+    paths = {}
+    for name, attack in (("nominal", "none"), ("attacked", "strong")):
+        run = rollout(plant, policy, state0, perturbation=perturbation(attack, eps), seeds=range(episodes))
+        paths[name] = np.round(run.states.movedim(0, 1).numpy(), 4).tolist()
+    return paths

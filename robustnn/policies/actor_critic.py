@@ -1,0 +1,285 @@
+"""The LBDN as the policy class of PPO and A2C."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
+from torch.distributions import Categorical
+from torch.optim import Adam
+
+from robustnn.errors import (
+    ShapeError,
+    UnsupportedSpaceError,
+    check_finite,
+    check_positive,
+    invalid,
+)
+from robustnn.nn.lbdn import LBDN
+from robustnn.nn.sandwich import SandwichLayer
+from robustnn.policies.distributions import CheckedGaussian
+from robustnn.policies.extractors import ObservationScale
+from robustnn.policies.scaling import ActionMap, Bound, action_map, margin_radius, normalization_of
+
+__all__ = ["LBDNActorCriticPolicy"]
+
+# With [X; Y] of this Frobenius norm the output layer's B has about twice this norm.
+_OUTPUT_RADIUS = 0.01
+
+
+class LBDNActorCriticPolicy(ActorCriticPolicy):
+    r"""Actor-critic policy whose deterministic action is Lipschitz in the raw observation.
+
+    $$\|D_a^{-1}(\pi(o) - \pi(o'))\|_2 \le \gamma \, \|D_o^{-1}(o - o')\|_2$$
+
+    where $\pi(o)$ is what `model.predict(o, deterministic=True)` returns, in the units of the action space
+    (after clipping, or tanh and rescaling), and o is what predict receives. For Discrete actions $\pi$ stands
+    for the logits, and `certified_radius` tells how far an observation may move without changing the action.
+    The whole actor is one LBDN; the value network is an ordinary MLP without a bound. With `VecNormalize` in
+    front, `bound(vec_env)` gives the bound in the raw observations of the plant.
+
+    Args:
+        observation_space: Box that is not an image; any shape, flattened.
+        action_space: Box or Discrete.
+        lr_schedule: Learning-rate schedule, given by the algorithm.
+        net_arch: Hidden widths as in SB3: a list, or dict(pi=[...], vf=[...]); default 64, 64 for both.
+        activation_fn: torch.nn class with slopes in [0, 1], for both networks.
+        lipschitz: The bound gamma > 0 in the norms above. Required.
+        observation_scale: Diagonal of D_o, a positive number per observation component in its unit: the change
+            that counts as one. Observations are divided by it before both networks. Default ones.
+        action_scale: Diagonal of D_a, a positive number per action component in its unit (Box only).
+            Default ones.
+        **kwargs: With `ortho_init` (default) the value network starts as in SB3 and the actor's output layer
+            starts small. Further arguments of SB3's `ActorCriticPolicy` (`use_sde`, `squash_output`, `log_std_init`,
+            `optimizer_class`, ...). With `use_sde` the exploration noise is linear in the scaled observation.
+
+    Raises:
+        UnsupportedSpaceError: If a space is not supported.
+        InvalidArgumentError: If gamma, a scale, the activation or a feature extractor is not acceptable.
+
+    Example:
+        >>> from stable_baselines3 import PPO
+        >>> model = PPO(LBDNActorCriticPolicy, "Pendulum-v1", policy_kwargs=dict(lipschitz=10.0), device="cpu")
+        >>> model.policy.bound().plain
+        10.0
+    """
+
+    action_net: LBDN
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.Tanh,
+        *,
+        lipschitz: float | None = None,
+        observation_scale: Sequence[float] | None = None,
+        action_scale: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if lipschitz is None:
+            raise invalid("lipschitz", "a bound > 0", None, "State it: policy_kwargs=dict(lipschitz=10.0).")
+        self._stated_lipschitz = check_positive("lipschitz", lipschitz)
+        squash = bool(kwargs.get("squash_output", False))
+        _check_spaces(observation_space, action_space, squash, action_scale)
+        _check_extractor(kwargs)
+        self.observation_scale = None if observation_scale is None else tuple(map(float, observation_scale))
+        self.action_scale = None if action_scale is None else tuple(map(float, action_scale))
+        if kwargs.get("optimizer_kwargs") is None and kwargs.get("optimizer_class", Adam) is Adam:
+            # SB3's epsilon; one fused step serves the many small parameters of sandwich layers.
+            kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True}
+        kwargs["features_extractor_class"] = ObservationScale
+        kwargs["features_extractor_kwargs"] = {"scale": self.observation_scale}
+        super().__init__(observation_space, action_space, lr_schedule, net_arch, activation_fn, **kwargs)
+
+    @property
+    def lipschitz(self) -> float:
+        """The bound gamma in the scaled observation and action units of the class docstring."""
+        return self.action_net.lipschitz
+
+    def _widths(self, role: str) -> list[int]:
+        return list(self.net_arch.get(role, [])) if isinstance(self.net_arch, dict) else list(self.net_arch)
+
+    def _build_mlp_extractor(self) -> None:
+        # The actor has no trunk: action_net is the whole map from features to actions. The critic is SB3's.
+        self.mlp_extractor = MlpExtractor(
+            self.features_dim,
+            net_arch={"pi": [], "vf": self._widths("vf")},
+            activation_fn=self.activation_fn,
+            device=self.device,
+        )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        if type(self.action_dist) is DiagGaussianDistribution:
+            self.action_dist = CheckedGaussian(self.action_dist.action_dim)
+        super()._build(lr_schedule)
+        self.action_net = LBDN(
+            self.features_dim,
+            self._widths("pi"),
+            self._n_outputs(),
+            lipschitz=self._stated_lipschitz,
+            activation=self.activation_fn,
+            output_scale=self._output_scale(),
+            device=self.device,
+        )
+        if self.ortho_init:
+            # The counterpart of SB3's small last layer: actions start near zero, whatever gamma is.
+            with torch.no_grad():
+                cast(SandwichLayer, self.action_net.layers[-1]).alpha.fill_(_OUTPUT_RADIUS)
+        self.optimizer = self.optimizer_class(
+            self.parameters(),
+            lr=lr_schedule(1),  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
+        )
+
+    def _n_outputs(self) -> int:
+        space = self.action_space
+        return int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or (1,)))
+
+    def _output_scale(self) -> Tensor | None:
+        """D_a, divided by the half range that unsquashing multiplies by, so that gamma is that of the action."""
+        if self.action_scale is None and not self.squash_output:
+            return None
+        n_act = self._n_outputs()
+        scale = np.ones(n_act) if self.action_scale is None else np.asarray(self.action_scale)
+        if scale.shape != (n_act,):
+            raise ShapeError(
+                f"action_scale: expected shape ({n_act},), got {scale.shape}. "
+                "Give one positive number per action component."
+            )
+        return torch.as_tensor(scale / self._unsquashing(), dtype=torch.get_default_dtype())
+
+    def _unsquashing(self) -> np.ndarray:
+        """Half range of each action component if actions are squashed, else ones."""
+        space = self.action_space
+        if not self.squash_output or not isinstance(space, spaces.Box):
+            return np.ones(self._n_outputs())
+        low, high = (limit.reshape(-1).astype(np.float64) for limit in (space.low, space.high))
+        half: np.ndarray = 0.5 * (high - low)
+        return half
+
+    def bound(self, vec_env: VecEnv | None = None) -> Bound:
+        """Return the bound from raw observation to deterministic action (logits for Discrete actions).
+
+        Args:
+            vec_env: Vector environment whose `VecNormalize` feeds the policy, with the statistics that will
+                be used from now on (set `training=False`); None when observations are not normalised.
+
+        Returns:
+            The weighted bound; `.plain` is the unweighted one.
+        """
+        scale = cast(ObservationScale, self.features_extractor).scale.detach().cpu().double()
+        normalization = normalization_of(vec_env, self.features_dim)
+        if normalization is not None:
+            scale = scale * normalization.std
+        action_scale = np.ones(self._n_outputs())
+        if self.action_net.output_scale is not None:
+            action_scale = self.action_net.output_scale.detach().cpu().double().numpy() * self._unsquashing()
+        return Bound(self.lipschitz, tuple(scale.tolist()), tuple(action_scale.tolist()))
+
+    def action_map(self, vec_env: VecEnv | None = None, *, dtype: torch.dtype = torch.float64) -> ActionMap:
+        """Return the deterministic predict path by value; see `robustnn.policies.action_map`."""
+        return action_map(self, vec_env, dtype=dtype)
+
+    def certified_radius(self, observation: np.ndarray) -> np.ndarray:
+        r"""Distance within which the greedy discrete action cannot change: margin / ($\sqrt2\,\gamma$).
+
+        Args:
+            observation: Shape (n_obs,) or (batch, n_obs), as given to `predict`.
+
+        Returns:
+            Shape () or (batch,): radius in the norm $\|D_o^{-1} \\Delta o\|_2$ (plain l2 without a scale).
+
+        Raises:
+            UnsupportedSpaceError: If actions are not Discrete.
+        """
+        if not isinstance(self.action_space, spaces.Discrete):
+            raise UnsupportedSpaceError(
+                f"action_space: expected Discrete, got {self.action_space}. Use bound() for continuous actions."
+            )
+        tensor, batched = self.obs_to_tensor(observation)
+        with torch.no_grad():
+            categorical = self.get_distribution(tensor).distribution
+            radius = margin_radius(cast(Categorical, categorical).logits, self.lipschitz)
+        result: np.ndarray = radius.cpu().numpy()
+        return result if batched else result.squeeze(0)
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Return actions as SB3's `predict` does, after refusing NaN and infinite observations.
+
+        Raises:
+            NonFiniteError: If the observation contains NaN or infinity.
+        """
+        if not isinstance(observation, tuple):
+            check_finite(
+                "observation", np.asarray(observation), "Check the sensors or the environment's reset."
+            )
+        return super().predict(observation, state, episode_start, deterministic)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        del data["features_extractor_class"], data["features_extractor_kwargs"]
+        data["squash_output"] = self.squash_output
+        data["share_features_extractor"] = self.share_features_extractor
+        data["lipschitz"] = self.lipschitz
+        data["observation_scale"] = self.observation_scale
+        data["action_scale"] = self.action_scale
+        return data
+
+
+def _check_spaces(
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    squash: bool,
+    action_scale: Sequence[float] | None,
+) -> None:
+    if not isinstance(observation_space, spaces.Box) or is_image_space(observation_space):
+        raise UnsupportedSpaceError(
+            f"observation_space: expected a Box that is not an image, got {observation_space}. "
+            "Flatten or encode the observation in the environment."
+        )
+    if isinstance(action_space, spaces.Discrete):
+        if action_scale is not None:
+            raise invalid("action_scale", "None for Discrete actions", action_scale, "Remove it.")
+        if action_space.n < 2:
+            raise UnsupportedSpaceError(
+                f"action_space: expected at least two choices, got {action_space}. A single action needs no policy."
+            )
+    elif not isinstance(action_space, spaces.Box):
+        raise UnsupportedSpaceError(
+            f"action_space: expected Box or Discrete, got {action_space}. Choose one of these action spaces."
+        )
+    elif squash and not action_space.is_bounded():
+        raise UnsupportedSpaceError(
+            f"action_space: expected finite limits with squash_output=True, got {action_space}. "
+            "Bound the actions or use squash_output=False."
+        )
+
+
+def _check_extractor(kwargs: dict[str, Any]) -> None:
+    extractor = kwargs.get("features_extractor_class", FlattenExtractor)
+    if extractor is not FlattenExtractor or kwargs.get("features_extractor_kwargs"):
+        raise invalid(
+            "features_extractor_class",
+            "none: the bound starts at the observation",
+            getattr(extractor, "__name__", extractor),
+            "Use observation_scale for scaling, and move other processing into the environment.",
+        )
