@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from typing import Any
 
 import numpy as np
-import stable_baselines3
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from benchmarks.common import machine
 from robustnn.closedloop.vec_env import TorchVecEnv
 from robustnn.envs import Pendulum, PendulumSwingUpEnv
 
@@ -38,7 +36,9 @@ def step_rate(env: VecEnv, actions: np.ndarray, steps: int) -> float:
     return steps * env.num_envs / (time.perf_counter() - start)
 
 
-def measure(num_envs: int, torch_steps: int, dummy_steps: int, repeats: int) -> dict[str, Any]:
+def measure(
+    num_envs: int, torch_steps: int, dummy_steps: int, repeats: int, device: str = "cpu"
+) -> dict[str, Any]:
     """Time both environments in turns and return the figures.
 
     Args:
@@ -46,11 +46,12 @@ def measure(num_envs: int, torch_steps: int, dummy_steps: int, repeats: int) -> 
         torch_steps: Calls of `step` per turn of TorchVecEnv.
         dummy_steps: Calls of `step` per turn of DummyVecEnv.
         repeats: Turns.
+        device: Device of TorchVecEnv.
 
     Returns:
         Step rates (steps of one copy per second) of every turn, their medians, and the ratio of the medians.
     """
-    fast = TorchVecEnv(Pendulum(), num_envs)
+    fast = TorchVecEnv(Pendulum(), num_envs, device=device)
     slow = DummyVecEnv([PendulumSwingUpEnv for _ in range(num_envs)])
     actions = np.random.default_rng(0).uniform(-1.0, 1.0, (num_envs, 1)).astype(np.float32)
     rates: dict[str, list[float]] = {"torch": [], "dummy": []}
@@ -64,25 +65,12 @@ def measure(num_envs: int, torch_steps: int, dummy_steps: int, repeats: int) -> 
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "num_envs": num_envs,
+        "device": device,
         "steps_per_turn": {"torch": torch_steps, "dummy": dummy_steps},
         "turns": repeats,
         "rates_per_s": rates,
         "median_per_s": medians,
         "ratio": medians["torch"] / medians["dummy"],
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Describe the machine and the versions."""
-    return {
-        "cpus": os.cpu_count(),
-        "processor": platform.machine(),
-        "torch_threads": torch.get_num_threads(),
-        "load_average_1min": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "stable_baselines3": stable_baselines3.__version__,
     }
 
 
@@ -92,14 +80,17 @@ def main() -> None:
     parser.add_argument("--num-envs", type=int, default=4096, help="copies of the pendulum")
     parser.add_argument("--repeats", type=int, default=7, help="turns of each environment")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--device", default="cpu", help="torch device of TorchVecEnv")
     parser.add_argument("--smoke", action="store_true", help="a few seconds only, for the test suite")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.smoke:
-        figures = measure(num_envs=64, torch_steps=200, dummy_steps=4, repeats=3)
+        figures = measure(num_envs=64, torch_steps=200, dummy_steps=4, repeats=3, device=options.device)
     else:
-        figures = measure(options.num_envs, torch_steps=400, dummy_steps=4, repeats=options.repeats)
-    print(f"{figures['num_envs']} pendulums, float32, CPU, torch threads: {options.threads}")
+        figures = measure(
+            options.num_envs, torch_steps=400, dummy_steps=4, repeats=options.repeats, device=options.device
+        )
+    print(f"{figures['num_envs']} pendulums, float32, {options.device}, torch threads: {options.threads}")
     print(f"{'environment':<14}{'steps/s':>14}{'ratio':>10}")
     for name, label in (("dummy", "DummyVecEnv"), ("torch", "TorchVecEnv")):
         rate = figures["median_per_s"][name]

@@ -28,9 +28,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from robustnn.errors import CheckpointError, check_positive_int, invalid
+from robustnn.files import atomic_write_bytes as atomic_write_bytes
+from robustnn.files import atomic_write_text as atomic_write_text
 from robustnn.report.environment import environment, relative_paths
-from robustnn.report.files import atomic_write_bytes as atomic_write_bytes
-from robustnn.report.files import atomic_write_text as atomic_write_text
 from robustnn.report.files import csv_line, header_line, parse_csv
 
 _FORMAT = "robustnn run folder"

@@ -36,7 +36,9 @@ def randomised(net: torch.nn.Module, size: float, seed: int = 0) -> torch.nn.Mod
     return net
 
 
-def random_lbdn(shape: tuple[int, tuple[int, ...], int], size: float = 1.0, seed: int = 0, **kwargs: object) -> LBDN:
+def random_lbdn(
+    shape: tuple[int, tuple[int, ...], int], size: float = 1.0, seed: int = 0, **kwargs: object
+) -> LBDN:
     """An LBDN of a shape from `SHAPES` with random parameters."""
     return randomised(LBDN(*shape, **kwargs), size, seed)  # type: ignore[arg-type, return-value]
 

@@ -17,7 +17,9 @@ EPS = torch.finfo(torch.float64).eps
 EPS32 = torch.finfo(torch.float32).eps
 
 
-def blocks(n: int, m: int, *, batch: tuple[int, ...] = (), dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def blocks(
+    n: int, m: int, *, batch: tuple[int, ...] = (), dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     return torch.randn(*batch, n, n, dtype=dtype), torch.randn(*batch, m, n, dtype=dtype)
 
 
@@ -100,11 +102,31 @@ def test_accretive_inverse(n: int, dtype: torch.dtype) -> None:
     np.testing.assert_allclose(accretive_inverse(s), np.linalg.inv(s.numpy()), rtol=0, atol=50 * n * EPS)
 
 
-@pytest.mark.parametrize("n", [3, 130])
-def test_accretive_inverse_tells_of_bad_input_by_nan(n: int) -> None:
-    s = torch.eye(n, dtype=torch.float64)
-    s[0, -1] = math.nan
-    assert bool(accretive_inverse(s).isnan().any())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [1, 2, 48, 49, 97, 200, 301])
+def test_accretive_inverse_by_lapack(n: int, dtype: torch.dtype) -> None:
+    """The same matrix through scipy: contiguous, a transposed view and a slice; the argument stays as it was."""
+    x, y = blocks(n, 5, dtype=dtype)
+    s = torch.eye(n, dtype=dtype) + x - x.mH + y.mH @ y
+    expected = np.linalg.inv(s.numpy().astype(np.float64))
+    atol = 50 * n * torch.finfo(dtype).eps
+    before = s.clone()
+    padded = torch.zeros(n + 2, n + 3, dtype=dtype)
+    padded[1:-1, 1:-2] = s
+    for view in (s, s.mT.contiguous().mT, padded[1:-1, 1:-2]):
+        inverse = accretive_inverse(view, use_lapack=True)
+        assert inverse.dtype == dtype
+        np.testing.assert_allclose(inverse, expected, rtol=0, atol=atol)
+        assert torch.equal(view, before)
+
+
+@pytest.mark.parametrize("use_lapack", [False, True])
+@pytest.mark.parametrize("n", [3, 130, 300])
+def test_accretive_inverse_tells_of_bad_input_by_nan(n: int, use_lapack: bool) -> None:
+    for bad in (math.nan, math.inf):
+        s = torch.eye(n, dtype=torch.float64)
+        s[0, -1] = bad
+        assert not bool(accretive_inverse(s, use_lapack=use_lapack).isfinite().all())
 
 
 @pytest.mark.parametrize("size", [1e-300, 1e-160, 1e-3, 1.0, 1e160, 1e300])

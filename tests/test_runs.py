@@ -231,7 +231,7 @@ def test_a_header_without_rows_is_written_anew(tmp_path: Path) -> None:
 
 
 REPLACER = """
-from robustnn.report.files import atomic_write_bytes
+from robustnn.files import atomic_write_bytes
 contents = [letter * 8_000_000 for letter in (b"a", b"b")]
 for i in range(100_000):
     atomic_write_bytes(sys.argv[1], contents[i % 2])

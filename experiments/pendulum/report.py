@@ -21,6 +21,7 @@ from robustnn.report import (
     format_interval,
     format_number,
     lipschitz_bars,
+    paired_difference,
     phase_portrait,
     return_against_eps,
     save_figure,
@@ -29,6 +30,8 @@ from robustnn.report import (
 from robustnn.runs import RunFolder
 
 ACTION_RANGE = 2.0
+WORST = "worst"
+TITLES = {**ATTACK_TITLES, WORST: "worst of all, per episode"}
 
 
 class Results:
@@ -45,7 +48,9 @@ class Results:
         self.looks = appearances([model.label for model in self.config.models])
 
     def returns(self, model: Model, steps: int, attack: str, eps: float) -> np.ndarray:
-        """Returns, shape (n_seeds, n_episodes)."""
+        """Returns, shape (n_seeds, n_episodes); of the attack `WORST`, the least return of each episode."""
+        if attack == WORST:
+            return np.min([self.returns(model, steps, name, eps) for name in self.config.attacks], axis=0)
         key = f"returns_{model.key}_steps={steps}_{attack}_eps={eps:g}"
         return np.array(self.run.cell(key)["returns"])
 
@@ -80,7 +85,7 @@ def return_table(results: Results, steps: int, attacks: Sequence[str]) -> Table:
         for model in config.models:
             curve = results.curve(model, steps, attack)
             cells = [format_interval(bootstrap_interval(curve[:, k]), 0) for k in range(curve.shape[1])]
-            rows.append((ATTACK_TITLES[attack], model.label, *cells))
+            rows.append((TITLES[attack], model.label, *cells))
     return Table(header, tuple(rows))
 
 
@@ -97,6 +102,31 @@ def constant_table(results: Results) -> Table:
     return Table(("training", "policy", "certified", "found by gradient ascent"), tuple(rows))
 
 
+def attack_check_table(results: Results) -> Table:
+    """Sanity of the attacks: below the random-noise floor, and monotone in eps, judged by paired intervals.
+
+    A violation is a 95 % interval of the paired difference (over training seeds, same episodes) that lies
+    wholly on the wrong side of zero.
+    """
+    config = results.config
+    rows = []
+    for attack in config.attacks:
+        above_noise, rising, comparisons, steps_up = 0, 0, 0, 0
+        for steps in config.timesteps:
+            for model in config.models:
+                curve = results.curve(model, steps, attack)
+                floor = results.curve(model, steps, "uniform") if "uniform" in config.attacks else None
+                for k in range(1, curve.shape[1]):
+                    rising += paired_difference(curve[:, k], curve[:, k - 1]).low > 0.0
+                    steps_up += 1
+                    if floor is not None and attack not in ("uniform", "gaussian"):
+                        above_noise += paired_difference(curve[:, k], floor[:, k]).low > 0.0
+                        comparisons += 1
+        against_noise = f"{above_noise} of {comparisons}" if comparisons else "-"
+        rows.append((TITLES[attack], against_noise, f"{rising} of {steps_up}"))
+    return Table(("attack", "weaker than uniform noise", "return rises with eps"), tuple(rows))
+
+
 def write(run: RunFolder) -> tuple[str, Path]:
     """Write tables and figures of a finished run into its folder.
 
@@ -110,9 +140,13 @@ def write(run: RunFolder) -> tuple[str, Path]:
     config = results.config
     sections = []
     for steps in config.timesteps:
-        table = return_table(results, steps, config.attacks)
+        table = return_table(results, steps, (*config.attacks, WORST))
         sections.append(f"## Return after {budget(steps)} training steps\n\n{table.markdown()}")
     sections.append(f"## Lipschitz constants\n\n{constant_table(results).markdown()}")
+    sections.append(
+        "## Checks of the attacks\n\nViolations, judged by the 95 % interval of the paired difference over "
+        f"training seeds:\n\n{attack_check_table(results).markdown()}"
+    )
     note = (
         f"Mean over {len(config.training_seeds)} training seeds x {config.episodes} episodes, with the 95 % bootstrap "
         "interval over training seeds. eps is the l2 size of the perturbation of the raw observation."
@@ -124,7 +158,7 @@ def write(run: RunFolder) -> tuple[str, Path]:
         _convergence_figure(results)
         _phase_figure(results)
         summary = _summary_figure(results)
-    shown = [attack for attack in config.attacks if attack in ("gaussian", "strong", "strongest")]
+    shown = [attack for attack in config.attacks if attack in ("gaussian", "strong")]
     tables = [
         f"Return after {budget(steps)} training steps, {len(config.training_seeds)} seeds, mean [95 % interval]\n"
         + return_table(results, steps, shown).text()
@@ -136,7 +170,7 @@ def write(run: RunFolder) -> tuple[str, Path]:
 def _draw_returns(results: Results, steps: int, attack: str, ax: Axes) -> None:
     curves = {model.label: results.curve(model, steps, attack) for model in results.config.models}
     return_against_eps((0.0, *results.config.eps), curves, ax=ax, looks=results.looks, legend=False)
-    ax.set_title(ATTACK_TITLES[attack])
+    ax.set_title(TITLES[attack])
 
 
 def _returns_figure(results: Results, steps: int) -> None:
@@ -204,7 +238,7 @@ def _summary_figure(results: Results) -> Path:
     fig, axes = plt.subplots(2, 2, figsize=(11.5, 8.6))
     for ax, (column_steps, attack) in zip(axes[0], columns, strict=True):
         _draw_returns(results, column_steps, attack, ax)
-        ax.set_title(f"{ATTACK_TITLES[attack]}, {budget(column_steps)} training steps")
+        ax.set_title(f"{TITLES[attack]}, {budget(column_steps)} training steps")
     low = min(ax.get_ylim()[0] for ax in axes[0])
     for ax in axes[0]:
         ax.set_ylim(low, 0.0)

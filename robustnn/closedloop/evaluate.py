@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from robustnn.closedloop.perturb import (
 )
 from robustnn.closedloop.rollout import check_plant, rollout
 from robustnn.errors import CheckpointError, check_positive_int, invalid
+from robustnn.files import atomic_write_text
 from robustnn.params.explicit import ExplicitMLP
 from robustnn.policies.scaling import ActionMap
 
@@ -97,16 +97,7 @@ class EvaluationResult:
         for row in self.to_rows():
             policy = "" if row["policy"] is None else row["policy"]
             writer.writerow([policy, row["seed"], repr(row["return"]), row["length"], row["perturbation"]])
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-        try:
-            with temporary.open("x", encoding="utf-8", newline="") as stream:
-                stream.write(buffer.getvalue())
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        atomic_write_text(path, buffer.getvalue())
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike[str]) -> EvaluationResult:

@@ -137,7 +137,7 @@ class LBDN(ExplicitModule):
     def set_extra_state(self, state: Any) -> None:
         """Restore the bound from a state dict."""
         try:
-            self._lipschitz = check_positive("lipschitz", state["lipschitz"])
+            self._lipschitz = check_positive("lipschitz", dict(state)["lipschitz"])
         except (TypeError, KeyError, ValueError) as error:
             raise CheckpointError(
                 f"state dict: expected the extra state {{'lipschitz': gamma > 0}}, got {state!r}. "

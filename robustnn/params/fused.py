@@ -86,9 +86,10 @@ class LBDNConversion(torch.autograd.Function):
                 psi = log_psi.exp()
                 row_scale = (psi / factor).unsqueeze(-1)
                 w = w / row_scale
-                carry = m * (2.0 * psi)
+                twice = 2.0 * psi
+                carry = m * twice
                 carry.diagonal().sub_(psi)
-                kept.append((m, y, ym, carry, psi, log_psi, row_scale))
+                kept.append((m, y, ym, carry, twice, log_psi, row_scale))
             else:
                 w = w * factor
                 kept.append((m, y, ym))
@@ -112,21 +113,22 @@ class LBDNConversion(torch.autograd.Function):
             return (None, None, None, *pull_back(grads))
         weights, psis = tensors[:n], tensors[2 * n :]
         grad_weights, grad_psis, slopes = list(weights), list(psis), list(weights)
-        grad_carry = weights[0]
+        grad_carry = grad_columns = weights[0]
         for k in reversed(range(n)):
             g = grads[k]
             m, y, ym, *hidden = ctx.kept[k]
             grad_m = None
+            products = g * outputs[k]
             if k < n - 1:
-                # Psi multiplies the columns of carry = (2 M - I) Psi, and divides the rows of W.
-                carry, psi, log_psi, row_scale = hidden
-                grad_psi = torch.linalg.vecdot(grad_carry, carry, dim=-2) - torch.linalg.vecdot(g, outputs[k])
-                grad_psis[k] = grad_psi * (psis[k] == log_psi)
-                grad_m = grad_carry * (2.0 * psi)
+                # Psi_k divides the rows of W_k and multiplies the columns of W_{k+1}.
+                _, twice, log_psi, row_scale = hidden
+                grad_psis[k] = (grad_columns - products.sum(-1)) * (psis[k] == log_psi)
+                grad_m = grad_carry.mul_(twice)
                 g = g / row_scale
             else:
                 g = g * (-2.0 * _constant(k, n, ctx.gamma))
             if k > 0:
+                grad_columns = products.sum(-2)
                 grad_carry = ym @ g
                 grad_ym = ctx.kept[k - 1][3] @ g.mT
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,22 +19,27 @@ from torch.distributions import Categorical
 from torch.optim import Adam
 
 from robustnn.errors import (
-    ShapeError,
+    CheckpointError,
     UnsupportedSpaceError,
     check_finite,
     check_positive,
     invalid,
 )
-from robustnn.nn.lbdn import LBDN
+from robustnn.nn.lbdn import LBDN, check_widths
 from robustnn.nn.sandwich import SandwichLayer
-from robustnn.policies.distributions import CheckedGaussian
-from robustnn.policies.extractors import ObservationScale
+from robustnn.params.activations import resolve_activation
+from robustnn.policies.distributions import CheckedGaussian, without_graph
+from robustnn.policies.extractors import ObservationScale, as_scale
 from robustnn.policies.scaling import ActionMap, Bound, action_map, margin_radius, normalization_of
 
 __all__ = ["LBDNActorCriticPolicy"]
 
-# With [X; Y] of this Frobenius norm the output layer's B has about twice this norm.
+Self = TypeVar("Self", bound="LBDNActorCriticPolicy")
+
+# With [X; Y] of this Frobenius norm the output layer's B has about twice this norm. A larger gamma makes it
+# smaller, so that first actions are near zero whatever gamma is.
 _OUTPUT_RADIUS = 0.01
+_LARGE_GAMMA = 20.0
 
 
 class LBDNActorCriticPolicy(ActorCriticPolicy):
@@ -95,8 +100,17 @@ class LBDNActorCriticPolicy(ActorCriticPolicy):
         squash = bool(kwargs.get("squash_output", False))
         _check_spaces(observation_space, action_space, squash, action_scale)
         _check_extractor(kwargs)
-        self.observation_scale = None if observation_scale is None else tuple(map(float, observation_scale))
-        self.action_scale = None if action_scale is None else tuple(map(float, action_scale))
+        _check_net_arch(net_arch)
+        resolve_activation(activation_fn)
+        n_obs = spaces.flatdim(observation_space)
+        self.observation_scale = (
+            None if observation_scale is None else as_scale("observation_scale", observation_scale, n_obs)
+        )
+        self.action_scale = (
+            None
+            if action_scale is None
+            else as_scale("action_scale", action_scale, spaces.flatdim(action_space))
+        )
         if kwargs.get("optimizer_kwargs") is None and kwargs.get("optimizer_class", Adam) is Adam:
             # SB3's epsilon; one fused step serves the many small parameters of sandwich layers.
             kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True}
@@ -135,9 +149,11 @@ class LBDNActorCriticPolicy(ActorCriticPolicy):
             device=self.device,
         )
         if self.ortho_init:
-            # The counterpart of SB3's small last layer: actions start near zero, whatever gamma is.
+            # The counterpart of SB3's small last layer.
             with torch.no_grad():
-                cast(SandwichLayer, self.action_net.layers[-1]).alpha.fill_(_OUTPUT_RADIUS)
+                cast(SandwichLayer, self.action_net.layers[-1]).alpha.fill_(
+                    _OUTPUT_RADIUS * min(1.0, _LARGE_GAMMA / self._stated_lipschitz)
+                )
         self.optimizer = self.optimizer_class(
             self.parameters(),
             lr=lr_schedule(1),  # type: ignore[call-arg]
@@ -152,13 +168,7 @@ class LBDNActorCriticPolicy(ActorCriticPolicy):
         """D_a, divided by the half range that unsquashing multiplies by, so that gamma is that of the action."""
         if self.action_scale is None and not self.squash_output:
             return None
-        n_act = self._n_outputs()
-        scale = np.ones(n_act) if self.action_scale is None else np.asarray(self.action_scale)
-        if scale.shape != (n_act,):
-            raise ShapeError(
-                f"action_scale: expected shape ({n_act},), got {scale.shape}. "
-                "Give one positive number per action component."
-            )
+        scale = np.ones(self._n_outputs()) if self.action_scale is None else np.asarray(self.action_scale)
         return torch.as_tensor(scale / self._unsquashing(), dtype=torch.get_default_dtype())
 
     def _unsquashing(self) -> np.ndarray:
@@ -204,11 +214,13 @@ class LBDNActorCriticPolicy(ActorCriticPolicy):
 
         Raises:
             UnsupportedSpaceError: If actions are not Discrete.
+            NonFiniteError: If the observation contains NaN or infinity.
         """
         if not isinstance(self.action_space, spaces.Discrete):
             raise UnsupportedSpaceError(
                 f"action_space: expected Discrete, got {self.action_space}. Use bound() for continuous actions."
             )
+        _check_observation(observation)
         tensor, batched = self.obs_to_tensor(observation)
         with torch.no_grad():
             categorical = self.get_distribution(tensor).distribution
@@ -226,13 +238,45 @@ class LBDNActorCriticPolicy(ActorCriticPolicy):
         """Return actions as SB3's `predict` does, after refusing NaN and infinite observations.
 
         Raises:
-            NonFiniteError: If the observation contains NaN or infinity.
+            InvalidArgumentError: If the observation is not an array of numbers.
+            NonFiniteError: If the observation contains NaN or infinity, or does in float32.
         """
-        if not isinstance(observation, tuple):
-            check_finite(
-                "observation", np.asarray(observation), "Check the sensors or the environment's reset."
-            )
+        reset_result = (
+            isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict)
+        )
+        if not reset_result:  # SB3 has a message for this mistake
+            _check_observation(observation)
         return super().predict(observation, state, episode_start, deterministic)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # SB3 keeps the last distribution, with the graph of the last batch: no copy can be made of that.
+        state = self.__dict__.copy()
+        state["action_dist"] = without_graph(self.action_dist)
+        return state
+
+    @classmethod
+    def load(cls: type[Self], path: str, device: torch.device | str = "auto") -> Self:
+        """Load a policy that `save` wrote.
+
+        Args:
+            path: The file.
+            device: Device of the policy.
+
+        Returns:
+            The policy with its bound, scales and weights.
+
+        Raises:
+            CheckpointError: If the file is damaged or holds something else.
+        """
+        try:
+            return super().load(path, device)
+        except OSError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"path: expected a file written by {cls.__name__}.save, got {path} ({type(error).__name__}). "
+                "The file is damaged, or holds another class or a whole model: use PPO.load for model.save."
+            ) from error
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -267,11 +311,39 @@ def _check_spaces(
         raise UnsupportedSpaceError(
             f"action_space: expected Box or Discrete, got {action_space}. Choose one of these action spaces."
         )
-    elif squash and not action_space.is_bounded():
+    elif squash and not (action_space.is_bounded() and (action_space.low < action_space.high).all()):
         raise UnsupportedSpaceError(
-            f"action_space: expected finite limits with squash_output=True, got {action_space}. "
+            f"action_space: expected finite limits low < high with squash_output=True, got {action_space}. "
             "Bound the actions or use squash_output=False."
         )
+
+
+def _check_net_arch(net_arch: Any) -> None:
+    if isinstance(net_arch, list) and len(net_arch) == 1 and isinstance(net_arch[0], dict):
+        net_arch = net_arch[0]  # an older form, about which SB3 warns
+    if net_arch is None:
+        return
+    if not isinstance(net_arch, dict):
+        check_widths("net_arch", net_arch)
+        return
+    for role, widths in net_arch.items():
+        if role not in ("pi", "vf"):
+            raise invalid("net_arch", "keys 'pi' and 'vf' only", repr(role), "Pass dict(pi=[64], vf=[64]).")
+        check_widths(f"net_arch[{role!r}]", widths)
+
+
+def _check_observation(observation: Any) -> None:
+    try:
+        with np.errstate(over="ignore"):
+            values = np.asarray(observation, dtype=np.float32)  # what the network receives
+    except (TypeError, ValueError) as error:
+        raise invalid(
+            "observation",
+            "an array of numbers",
+            type(observation).__name__,
+            "Pass what the environment returned, without its info.",
+        ) from error
+    check_finite("observation", values, "Check the sensors or the environment's reset.")
 
 
 def _check_extractor(kwargs: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from torch import Tensor, nn
 
 from robustnn.errors import (
@@ -223,7 +223,7 @@ def normalization_of(vec_env: VecEnv | None, n_obs: int) -> Normalization | None
         The present statistics in float64, or None when observations are not normalised.
 
     Raises:
-        InvalidArgumentError: If vec_env is no vector environment.
+        InvalidArgumentError: If vec_env is no vector environment, or normalises observations twice.
         UnsupportedSpaceError: If the statistics are not those of one Box observation.
         ShapeError: If the number of components differs.
     """
@@ -231,22 +231,37 @@ def normalization_of(vec_env: VecEnv | None, n_obs: int) -> Normalization | None
         return None
     if not isinstance(vec_env, VecEnv):
         raise invalid("vec_env", "a VecEnv or None", type(vec_env).__name__, "Pass model.get_env().")
-    wrapper: VecNormalize | None = unwrap_vec_normalize(vec_env)
-    if wrapper is None or not wrapper.norm_obs:
+    wrappers = [w for w in _wrappers(vec_env) if isinstance(w, VecNormalize) and w.norm_obs]
+    if not wrappers:
         return None
+    if len(wrappers) > 1:
+        raise invalid(
+            "vec_env", "at most one VecNormalize of the observation", f"{len(wrappers)} nested", "Remove one."
+        )
+    wrapper = wrappers[0]
     if isinstance(wrapper.obs_rms, dict):
         raise UnsupportedSpaceError(
             "vec_env: expected VecNormalize over a Box observation, got one over a Dict. Flatten the observation first."
         )
-    mean = np.asarray(wrapper.obs_rms.mean, dtype=np.float64).reshape(-1)
+    mean = np.array(wrapper.obs_rms.mean, dtype=np.float64).reshape(-1)
     std = np.sqrt(np.asarray(wrapper.obs_rms.var, dtype=np.float64).reshape(-1) + wrapper.epsilon)
     if mean.shape != (n_obs,):
         raise ShapeError(
             f"vec_env: expected normalisation statistics of {n_obs} components, got {mean.shape[0]}. "
             "Pass the VecNormalize that the policy was trained with."
         )
-    clip = check_nonnegative("vec_env.clip_obs", wrapper.clip_obs)
+    clip = math.inf
+    if wrapper.clip_obs != math.inf:
+        clip = check_nonnegative("vec_env.clip_obs", wrapper.clip_obs)
     return Normalization(torch.from_numpy(mean), torch.from_numpy(std), clip)
+
+
+def _wrappers(vec_env: VecEnv) -> list[VecEnvWrapper]:
+    found = []
+    while isinstance(vec_env, VecEnvWrapper):
+        found.append(vec_env)
+        vec_env = vec_env.venv
+    return found
 
 
 def action_map(
@@ -329,16 +344,34 @@ def _actor_network(policy: ActorCriticPolicy) -> ExplicitMLP:
     activations: set[str] = set()
     for module in (*trunk, head):
         if isinstance(module, nn.Linear):
-            weights.append(module.weight.detach())
-            biases.append(None if module.bias is None else module.bias.detach())
+            weights.append(module.weight.detach().clone())
+            biases.append(None if module.bias is None else module.bias.detach().clone())
         else:
-            activations.add(resolve_activation(type(module)).name)
+            activations.add(_plain_activation(module))
     if len(activations) > 1 or len(weights) != len(trunk) // 2 + 1:
         raise invalid(
             "policy", "alternating Linear and one kind of activation", [type(m).__name__ for m in (*trunk, head)],
             "Use SB3's MlpPolicy or LBDNActorCriticPolicy.",
         )  # fmt: skip
     return ExplicitMLP(tuple(weights), tuple(biases), activations.pop() if activations else "identity")
+
+
+def _plain_activation(module: nn.Module) -> str:
+    entry = resolve_activation(type(module))
+
+    def settings(m: nn.Module) -> dict[str, object]:
+        return {
+            k: v for k, v in vars(m).items() if not k.startswith("_") and k not in ("training", "inplace")
+        }
+
+    if settings(module) != settings(entry.module()):
+        raise invalid(
+            "policy",
+            f"{entry.name} with its default settings",
+            repr(module),
+            "Use the torch.nn class itself.",
+        )
+    return entry.name
 
 
 def margin_radius(logits: Tensor, lipschitz: float) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from robustnn.files import atomic_write_bytes as atomic_write_bytes
+from robustnn.files import atomic_write_text as atomic_write_text
 from robustnn.report.blocks import block_is_current as block_is_current
 from robustnn.report.blocks import replace_block as replace_block
 from robustnn.report.blocks import update_block as update_block
 from robustnn.report.environment import environment as environment
-from robustnn.report.files import atomic_write_bytes as atomic_write_bytes
-from robustnn.report.files import atomic_write_text as atomic_write_text
 from robustnn.report.files import read_csv as read_csv
 from robustnn.report.files import write_csv as write_csv
 from robustnn.report.plots import action_sensitivity as action_sensitivity

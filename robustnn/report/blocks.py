@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from robustnn.errors import InvalidArgumentError, invalid
-from robustnn.report.files import atomic_write_bytes
+from robustnn.files import atomic_write_bytes
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 

@@ -1,4 +1,4 @@
-"""Files that survive an interrupt: atomic writes, and CSV tables whose floats come back bit for bit."""
+"""CSV tables whose floats come back bit for bit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import io
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,49 +13,12 @@ from typing import Any
 import numpy as np
 
 from robustnn.errors import CheckpointError, invalid
+from robustnn.files import atomic_write_text
 
 Scalar = bool | int | float | str
 
 _INTEGER = re.compile(r"[+-]?\d+")
 _REAL = re.compile(r"[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|nan)")
-
-
-def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace the file at ``path`` by ``data``: a reader sees the old file or the new one, never a part.
-
-    The bytes go to a hidden temporary file in the same folder, are flushed to the disk, and take the name of
-    the target in one step (``os.replace``). A process killed in between leaves the old file and a hidden
-    ``.tmp``.
-
-    Args:
-        path: file to write; its folder must exist.
-        data: the whole new content.
-
-    Raises:
-        OSError: the folder is missing or not writable.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        # os.open with mode 0o666 obeys the umask; tempfile would make the file private to its owner.
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Replace the file at ``path`` by ``text`` in UTF-8, as `atomic_write_bytes` does.
-
-    Args:
-        path: file to write; its folder must exist.
-        text: the whole new content; line ends are written as they are.
-    """
-    atomic_write_bytes(path, text.encode("utf-8"))
 
 
 def plain_scalar(name: str, value: object) -> Scalar:

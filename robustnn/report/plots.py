@@ -20,8 +20,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from robustnn.errors import ShapeError, invalid
+from robustnn.files import atomic_write_bytes
 from robustnn.report import _draw as draw
-from robustnn.report.files import atomic_write_bytes
 from robustnn.report.statistics import bootstrap_interval
 from robustnn.report.style import Appearance, axes_or_new, style
 

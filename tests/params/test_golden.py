@@ -28,7 +28,11 @@ def load(path: Path) -> dict[str, torch.Tensor]:
 
 
 def leaves(data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key: value.clone().requires_grad_() for key, value in data.items() if key.startswith("p_") or key == "x"}
+    return {
+        key: value.clone().requires_grad_()
+        for key, value in data.items()
+        if key.startswith("p_") or key == "x"
+    }
 
 
 def check_gradients(data: dict[str, torch.Tensor], given: dict[str, torch.Tensor], y: torch.Tensor) -> None:
@@ -100,7 +104,10 @@ def test_published_policy_in_the_jax_layout(golden: Path) -> None:
     gamma = math.exp(float(data["ln_gamma"]))
     layers = tuple(
         sandwich_from_jax(
-            *(None if (t := data.get(f"layer{k}_{name}")) is None else t.double() for name in ("XY", "a", "d", "b")),
+            *(
+                None if (t := data.get(f"layer{k}_{name}")) is None else t.double()
+                for name in ("XY", "a", "d", "b")
+            ),
             lipschitz=gamma,
         )
         for k in range(5)

@@ -72,7 +72,9 @@ def test_network_is_the_papers_layers(shape: tuple, activation: str, bias: bool)
 def test_scales_are_folded_into_the_first_and_last_weight() -> None:
     d_x, d_y = torch.tensor([0.1, 5.0, 2.0]).double(), torch.tensor([3.0, 0.25]).double()
     net = random_lbdn((3, (8,), 2), lipschitz=GAMMA, dtype=torch.float64, bias=False)
-    weighted = LBDN(3, (8,), 2, lipschitz=GAMMA, dtype=torch.float64, bias=False, input_scale=d_x, output_scale=d_y)
+    weighted = LBDN(
+        3, (8,), 2, lipschitz=GAMMA, dtype=torch.float64, bias=False, input_scale=d_x, output_scale=d_y
+    )
     weighted.load_state_dict(net.state_dict(), strict=False)
     x = inputs(3)
     torch.testing.assert_close(weighted(x), d_y * net(x / d_x), rtol=0, atol=100 * EPS)
@@ -80,7 +82,9 @@ def test_scales_are_folded_into_the_first_and_last_weight() -> None:
 
 def tensors_of(net: LBDN) -> list[Tensor]:
     layers = net.direct().layers
-    given = [p.weight for p in layers] + [p.alpha for p in layers] + [p.psi for p in layers if p.psi is not None]
+    given = (
+        [p.weight for p in layers] + [p.alpha for p in layers] + [p.psi for p in layers if p.psi is not None]
+    )
     return [t.detach().clone().requires_grad_() for t in given]
 
 
@@ -107,7 +111,9 @@ def assert_same(actual: list[Tensor], expected: list[Tensor], factor: float = 50
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("shape", [*SHAPES, (70, (60,), 50)])
 def test_fused_conversion_equals_the_reference(shape: tuple, seed: int) -> None:
-    weights, grads, weights_reference, grads_reference = both_maps(random_lbdn(shape, seed=seed, dtype=torch.float64))
+    weights, grads, weights_reference, grads_reference = both_maps(
+        random_lbdn(shape, seed=seed, dtype=torch.float64)
+    )
     assert_same(weights, weights_reference)
     assert_same(grads, grads_reference, factor=5000)
 
@@ -169,7 +175,9 @@ def test_gradients_reach_every_parameter_and_scale_of_the_network() -> None:
     x = inputs(3)
 
     def function(*parameters: Tensor) -> Tensor:
-        return torch.func.functional_call(net, dict(zip(dict(net.named_parameters()), parameters, strict=True)), x)
+        return torch.func.functional_call(
+            net, dict(zip(dict(net.named_parameters()), parameters, strict=True)), x
+        )
 
     assert torch.autograd.gradcheck(function, tuple(net.parameters()))
 
@@ -188,7 +196,11 @@ def certificate(net: LBDN) -> float:
         weights[-1] = weights[-1] / net.output_scale.double().unsqueeze(-1)
     limit = psi_limit(net.layers[0].weight.dtype)
     roots = [torch.full((weights[0].shape[1],), 0.5 * math.log(net.lipschitz), dtype=torch.float64)]
-    roots += [p.psi.detach().double().clamp(-limit, limit) + 0.5 * math.log(2) for p in net.layers if p.psi is not None]
+    roots += [
+        p.psi.detach().double().clamp(-limit, limit) + 0.5 * math.log(2)
+        for p in net.layers
+        if p.psi is not None
+    ]
     roots += [torch.full((weights[-1].shape[0],), 0.5 * math.log(net.lipschitz), dtype=torch.float64)]
     sizes = [len(r) for r in roots]
     starts = np.concatenate(([0], np.cumsum(sizes)))
@@ -213,7 +225,9 @@ def test_certificate_of_the_shipped_weights(shape: tuple, size: float, dtype: to
         net = random_lbdn(shape, size, seed, lipschitz=GAMMA, dtype=dtype)
         assert certificate(net) >= -4 * eps - 200 * EPS
     scales = dict(input_scale=np.geomspace(1e-3, 10, shape[0]), output_scale=np.geomspace(5, 0.1, shape[2]))
-    assert certificate(random_lbdn(shape, size, lipschitz=1e-4, dtype=dtype, **scales)) >= -4 * eps - 200 * EPS
+    assert (
+        certificate(random_lbdn(shape, size, lipschitz=1e-4, dtype=dtype, **scales)) >= -4 * eps - 200 * EPS
+    )
 
 
 def test_certificate_can_fail() -> None:
@@ -264,7 +278,9 @@ def test_single_layer_by_formula() -> None:
     psi = layer.psi.exp()
     x = inputs(3)
     expected = math.sqrt(2) * (psi * torch.tanh(math.sqrt(2) / psi * (x @ b_t) + layer.bias)) @ a_t.mT
-    torch.testing.assert_close(sandwich_to_explicit(layer.direct(), "tanh")(x), expected, rtol=0, atol=100 * EPS)
+    torch.testing.assert_close(
+        sandwich_to_explicit(layer.direct(), "tanh")(x), expected, rtol=0, atol=100 * EPS
+    )
 
 
 @pytest.mark.parametrize("grad", [True, False])

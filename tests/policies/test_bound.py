@@ -1,0 +1,397 @@
+"""The stated bound against what `predict` does: it holds whatever was trained, and it is attained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
+from torch import nn
+
+from robustnn.bounds import lower_bound
+from robustnn.policies import ActionMap, ObservationScale, action_map
+from tests.policies.toy import (
+    ACTIONS,
+    ASYMMETRIC,
+    OBSERVATIONS,
+    make_steep,
+    randomise,
+    toy_model,
+    toy_vec_env,
+)
+
+EPS32 = float(np.finfo(np.float32).eps)
+FOUR_ACTIONS = spaces.Box(np.float32([-2, -1, 0, 5]), np.float32([2, 7, 0.1, 6]), dtype=np.float32)
+SQUASH: dict[str, Any] = {"use_sde": True, "policy_kwargs": {"squash_output": True}}
+
+# name: (observation space, action space, settings of the model, VecNormalize in front)
+CHAINS: dict[str, tuple[spaces.Space, spaces.Space, dict[str, Any], bool]] = {
+    "plain": (OBSERVATIONS, ACTIONS, {}, False),
+    "a2c": (OBSERVATIONS, ACTIONS, {"algorithm": A2C}, False),
+    "asymmetric": (OBSERVATIONS, ASYMMETRIC, {}, False),
+    "four actions": (OBSERVATIONS, FOUR_ACTIONS, {}, True),
+    "matrix observation": (spaces.Box(-9, 9, (2, 2), np.float64), spaces.Box(-1, 1, (2, 1)), {}, True),
+    "normalised": (OBSERVATIONS, ACTIONS, {}, True),
+    "normalised, asymmetric": (OBSERVATIONS, ASYMMETRIC, {"policy_kwargs": {"lipschitz": 30.0}}, True),
+    "scales": (
+        OBSERVATIONS,
+        ASYMMETRIC,
+        {"policy_kwargs": {"observation_scale": (0.1, 3.0, 20.0), "action_scale": [2.0, 0.3]}},
+        False,
+    ),
+    "scales, normalised": (
+        OBSERVATIONS,
+        ACTIONS,
+        {"policy_kwargs": {"observation_scale": (0.1, 3.0, 20.0), "action_scale": (0.05, 4.0)}},
+        True,
+    ),
+    "sde": (OBSERVATIONS, ACTIONS, {"use_sde": True}, False),
+    "squash": (OBSERVATIONS, ACTIONS, SQUASH, False),
+    "squash, asymmetric": (OBSERVATIONS, ASYMMETRIC, SQUASH, True),
+    "squash, scales": (
+        OBSERVATIONS,
+        FOUR_ACTIONS,
+        {
+            "use_sde": True,
+            "policy_kwargs": {
+                "squash_output": True,
+                "observation_scale": (0.2, 1.0, 5.0),
+                "action_scale": (1.0, 0.1, 3.0, 0.5),
+            },
+        },
+        True,
+    ),
+    "no hidden layer": (OBSERVATIONS, ACTIONS, {"policy_kwargs": {"net_arch": []}}, True),
+    "relu, apart": (
+        OBSERVATIONS,
+        ACTIONS,
+        {"policy_kwargs": {"activation_fn": nn.ReLU, "share_features_extractor": False}},
+        True,
+    ),
+    "discrete": (OBSERVATIONS, spaces.Discrete(4), {}, False),
+    "discrete, normalised": (
+        OBSERVATIONS,
+        spaces.Discrete(3),
+        {"policy_kwargs": {"observation_scale": (0.5, 1.0, 9.0)}},
+        True,
+    ),
+}
+
+
+def build(name: str, train: bool) -> tuple[Any, Any]:
+    """A model of the table and its vector environment, with frozen statistics."""
+    observation_space, action_space, settings, normalise = CHAINS[name]
+    env = toy_vec_env(observation_space, action_space)
+    if normalise:
+        env = VecNormalize(env)
+    settings = {"learning_rate": 0.1, **settings}
+    model = toy_model(env, **settings)
+    if train:
+        model.learn(200)
+    elif normalise:
+        model.learn(64)  # statistics
+    if normalise:
+        env.training = False
+    return model, env
+
+
+def raw_observations(model: Any, env: Any, n: int, seed: int = 1) -> np.ndarray:
+    """Observations around the normal range of the toy, in its own units."""
+    shape = model.observation_space.shape
+    sizes = 0.1 + np.arange(int(np.prod(shape))).reshape(shape)
+    return 0.3 + sizes * np.random.default_rng(seed).normal(size=(n, *shape))
+
+
+def predict(model: Any, env: Any, observations: np.ndarray) -> np.ndarray:
+    """Flattened deterministic actions of raw observations, as a user gets them; logits for Discrete."""
+    if isinstance(env, VecNormalize):
+        observations = env.normalize_obs(observations)
+    if isinstance(model.action_space, spaces.Discrete):
+        with torch.no_grad():
+            tensor = model.policy.obs_to_tensor(observations)[0]
+            features = model.policy.pi_features_extractor(tensor.float())
+            return model.policy.action_net(features).numpy()
+    return model.predict(observations, deterministic=True)[0].reshape(len(observations), -1)
+
+
+def empirical(model: Any, env: Any) -> float:
+    """Gradient ascent on the whole path in float64, in the norms that the bound states."""
+    bound = model.policy.bound(env)
+    flat = raw_observations(model, env, 32).reshape(32, -1)
+    return lower_bound(
+        action_map(model.policy, env),
+        torch.as_tensor(flat),
+        input_scale=torch.tensor(bound.observation_scale, dtype=torch.float64),
+        output_scale=torch.tensor(bound.action_scale, dtype=torch.float64),
+        iterations=60,
+        lr=0.05,
+    ).value
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_bound_holds_after_training_and_for_any_weights(name: str) -> None:
+    model, env = build(name, train=True)
+    bound = model.policy.bound(env)
+    before = CHAINS[name][2].get("policy_kwargs", {}).get("lipschitz", 4.0)
+    assert bound.lipschitz == before
+    assert empirical(model, env) <= bound.lipschitz * (1 + 8 * EPS32)
+    for size in (0.3, 3.0, 100.0):
+        randomise(model.policy, size)
+        assert empirical(model, env) <= bound.lipschitz * (1 + 8 * EPS32)
+
+
+@pytest.mark.parametrize("name", [name for name in CHAINS if "relu" not in name])
+def test_bound_is_attained(name: str) -> None:
+    model, env = build(name, train=False)
+    make_steep(model.policy)
+    bound = model.policy.bound(env)
+    # At the observation that the network sees as zero. Beside it, the largest change of the finite-difference
+    # quotient of predict itself.
+    norm = action_map(model.policy, env).normalization
+    centre = np.zeros(len(bound.observation_scale)) if norm is None else norm.mean.numpy()
+    scale, out = np.asarray(bound.observation_scale), np.asarray(bound.action_scale)
+    jacobian = torch.autograd.functional.jacobian(
+        action_map(model.policy, env), torch.as_tensor(centre), vectorize=True
+    )
+    gain = np.linalg.norm(jacobian.numpy() * scale / out[:, None], 2)
+    assert 0.999 * bound.lipschitz <= gain <= bound.lipschitz * (1 + 8 * EPS32)
+    # plain: the worst pair of an unweighted norm
+    plain = np.linalg.norm(jacobian.numpy(), 2)
+    assert plain <= bound.plain * (1 + 8 * EPS32)
+
+    shape = (2, *model.observation_space.shape)
+    quotients = []
+    for k in range(min(len(scale), len(out))):
+        step = np.zeros_like(scale)
+        step[k] = 0.02 / bound.lipschitz * scale[k]
+        pair = np.stack([centre - step, centre + step])
+        a, b = predict(model, env, pair.reshape(shape))
+        quotients.append(np.linalg.norm((b - a) / out) / np.linalg.norm(2 * step / scale))
+    assert 0.9 * bound.lipschitz <= max(quotients) <= bound.lipschitz * 1.001
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("size", [0.0, 1.0])
+def test_difference_quotients_of_predict_stay_below(name: str, size: float) -> None:
+    model, env = build(name, train=size == 0.0)
+    if size:
+        randomise(model.policy, size)
+    bound = model.policy.bound(env)
+    scale, out = np.asarray(bound.observation_scale), np.asarray(bound.action_scale)
+    shape = (-1, *model.observation_space.shape)
+    first = raw_observations(model, env, 400)
+    generator = np.random.default_rng(2)
+    for radius in (0.05, 0.5, 20.0):
+        direction = generator.normal(size=(400, len(scale)))
+        direction *= radius / np.linalg.norm(direction, axis=-1, keepdims=True)
+        second = (first.reshape(400, -1) + direction * scale).reshape(shape)
+        change = (predict(model, env, first) - predict(model, env, second)) / out
+        # Rounding of the actions and observations themselves, in float32.
+        slack = 64 * EPS32 * (1 + np.abs(predict(model, env, first) / out).max())
+        assert (np.linalg.norm(change, axis=-1) <= bound.lipschitz * radius * (1 + 8 * EPS32) + slack).all()
+        assert (np.linalg.norm(change, axis=-1) <= bound.action_change(direction * scale) + slack).all()
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_action_map_is_predict(name: str) -> None:
+    model, env = build(name, train=True)
+    policy_map = action_map(model.policy, env)
+    assert isinstance(policy_map, ActionMap)
+    shape = (-1, *model.observation_space.shape)
+    usual = raw_observations(model, env, 200)
+    for observations in (
+        usual,
+        30.0 * usual,
+        1e6 * usual,
+        np.zeros_like(usual[:1]),
+        np.full_like(usual[:1], -1e9),
+    ):
+        expected = predict(model, env, observations)
+        rounded = observations if isinstance(env, VecNormalize) else observations.astype(np.float32)
+        got = policy_map(torch.as_tensor(rounded.reshape(len(rounded), -1).astype(np.float64))).numpy()
+        size = np.abs(observations).max() / min(model.policy.bound(env).observation_scale)
+        scale = 1.0 + np.abs(expected).max() + model.policy.bound(env).lipschitz * min(size, 1e3)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=200 * EPS32 * scale)
+        if isinstance(model.action_space, spaces.Box):
+            low, high = model.action_space.low.reshape(-1), model.action_space.high.reshape(-1)
+            assert (got >= low).all() and (got <= high).all()
+    if isinstance(model.action_space, spaces.Box) and model.action_space.is_bounded():
+        make_steep(model.policy)  # large observations now reach the limits: the map clips as predict does
+        far = usual * 1e6
+        expected = predict(model, env, far.reshape(shape))
+        got = action_map(model.policy, env)(torch.as_tensor(far.reshape(len(far), -1))).numpy()
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_action_map_keeps_the_dtype_asked_for_and_carries_no_graph() -> None:
+    model, env = build("normalised", train=False)
+    for dtype in (torch.float32, torch.float64):
+        x = torch.zeros(2, 3, dtype=dtype)
+        y = model.policy.action_map(env, dtype=dtype)(x)
+        assert y.dtype == dtype and not y.requires_grad
+
+
+def test_changes_after_action_map_was_made_do_not_reach_it() -> None:
+    model, env = build("normalised", train=False)
+    before = action_map(model.policy, env)
+    x = torch.zeros(1, 3, dtype=torch.float64)
+    value = before(x)
+    randomise(model.policy, 1.0)
+    env.obs_rms.mean += 3.0
+    env.obs_rms.var *= 2.0
+    torch.testing.assert_close(before(x), value, rtol=0, atol=0)
+
+
+MLP_CHAINS: dict[str, dict[str, Any]] = {
+    "flatten": {},
+    "scaled": {
+        "policy_kwargs": {
+            "features_extractor_class": ObservationScale,
+            "features_extractor_kwargs": {"scale": (0.5, 2.0, 4.0)},
+        }
+    },
+    "relu": {"policy_kwargs": {"activation_fn": nn.ReLU, "net_arch": {"pi": [16], "vf": [4]}}},
+    "empty": {"policy_kwargs": {"net_arch": []}},
+    "apart": {"policy_kwargs": {"share_features_extractor": False}},
+    "squash": {"use_sde": True, "policy_kwargs": {"squash_output": True}},
+    "leaky relu": {"policy_kwargs": {"activation_fn": nn.LeakyReLU}},
+}
+
+
+@pytest.mark.parametrize("name", MLP_CHAINS)
+@pytest.mark.parametrize("normalise", [False, True])
+def test_action_map_of_mlp_policy_is_predict(name: str, normalise: bool) -> None:
+    env = toy_vec_env(action_space=ASYMMETRIC)
+    if normalise:
+        env = VecNormalize(env)
+    model = toy_model(env, policy="MlpPolicy", learning_rate=0.05, **MLP_CHAINS[name])
+    model.learn(100)
+    observations = raw_observations(model, env, 100).astype(np.float32)
+    for size in (1.0, 50.0):
+        expected = predict(model, env, size * observations)
+        got = action_map(model.policy, env)(torch.as_tensor(size * observations).double()).numpy()
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+
+
+@pytest.fixture(params=[False, True], ids=["raw", "normalised"])
+def discrete(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
+    """A trained policy with discrete actions."""
+    yield build("discrete, normalised" if request.param else "discrete", train=True)
+
+
+def greedy(model: Any, env: Any, observations: np.ndarray) -> np.ndarray:
+    if isinstance(env, VecNormalize):
+        observations = env.normalize_obs(observations)
+    return model.predict(observations, deterministic=True)[0]
+
+
+@pytest.mark.parametrize("size", [0.0, 0.3, 3.0])
+def test_no_attack_inside_the_certified_radius_changes_the_action(
+    discrete: tuple[Any, Any], size: float
+) -> None:
+    model, env = discrete
+    if size:
+        randomise(model.policy, size)
+    observations = raw_observations(model, env, 128).astype(np.float32)
+    seen = env.normalize_obs(observations) if isinstance(env, VecNormalize) else observations
+    radius = torch.as_tensor(model.policy.certified_radius(seen)).double()
+    assert (radius >= 0).all()
+    action = torch.as_tensor(greedy(model, env, observations))
+    policy_map = action_map(model.policy, env)
+    scale = torch.tensor(model.policy.bound(env).observation_scale, dtype=torch.float64)
+    start = torch.as_tensor(observations).double()
+    generator = torch.Generator().manual_seed(0)
+    step = torch.randn(start.shape, generator=generator, dtype=torch.float64)
+    for _ in range(40):
+        step = (step / step.norm(dim=-1, keepdim=True) * radius[:, None]).requires_grad_()
+        logits = policy_map(start + step * scale)
+        others = logits.scatter(1, action[:, None], -torch.inf).amax(-1)
+        gap = others - logits.gather(1, action[:, None])[:, 0]
+        (gradient,) = torch.autograd.grad(gap.sum(), step)
+        lengths = gradient.norm(dim=-1, keepdim=True).clamp_min(1e-300)
+        step = (step + 0.5 * radius[:, None] * gradient / lengths).detach()
+    # Shrunk by what float32 observations round off.
+    step = step / step.norm(dim=-1, keepdim=True) * (radius * (1 - 1e-5) - 1e-6).clamp_min(0)[:, None]
+    attacked = (start + step * scale).numpy().astype(np.float32)
+    inside = radius.numpy() > 1e-4
+    assert inside.any()
+    np.testing.assert_array_equal(greedy(model, env, attacked)[inside], action.numpy()[inside])
+
+
+def test_the_certified_radius_is_nearly_the_distance_to_a_change_of_action() -> None:
+    # Linear in two logits that move apart at the full rate: the steep network of one rotated output layer.
+    env = toy_vec_env(action_space=spaces.Discrete(2))
+    model = toy_model(env, policy_kwargs={"net_arch": [], "lipschitz": 7.0})
+    make_steep(model.policy)  # logits = -7 (o_0, o_1): the margin is 7 |o_0 - o_1|
+    observation = np.float32([0.3, -0.2, 1.0])
+    radius = float(model.policy.certified_radius(observation))
+    assert radius == pytest.approx(0.5 / np.sqrt(2.0), rel=1e-5)
+    towards = np.array([-1.0, 1.0, 0.0]) / np.sqrt(2.0)
+    action = model.predict(observation, deterministic=True)[0]
+    inside = (observation + 0.999 * radius * towards).astype(np.float32)
+    outside = (observation + 1.001 * radius * towards).astype(np.float32)
+    assert model.predict(inside, deterministic=True)[0] == action
+    assert model.predict(outside, deterministic=True)[0] != action
+
+
+def test_certified_radius_shapes() -> None:
+    model, _ = build("discrete", train=False)
+    assert model.policy.certified_radius(np.zeros(3, np.float32)).shape == ()
+    assert model.policy.certified_radius(np.zeros((5, 3), np.float32)).shape == (5,)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_weights_of_the_bound_are_those_the_user_stated(name: str) -> None:
+    model, env = build(name, train=False)
+    stated = CHAINS[name][2].get("policy_kwargs", {})
+    n_obs, bound = spaces.flatdim(model.observation_space), model.policy.bound()
+    n_out = spaces.flatdim(model.action_space)
+    np.testing.assert_allclose(
+        bound.observation_scale, stated.get("observation_scale", (1.0,) * n_obs), rtol=EPS32
+    )
+    np.testing.assert_allclose(bound.action_scale, stated.get("action_scale", (1.0,) * n_out), rtol=4 * EPS32)
+    assert model.policy.bound(env).action_scale == bound.action_scale
+
+
+def test_bound_follows_the_statistics_of_the_environment() -> None:
+    model, env = build("normalised", train=False)
+    std = np.sqrt(env.obs_rms.var + env.epsilon)
+    np.testing.assert_allclose(model.policy.bound(env).observation_scale, std, rtol=4 * EPS32)
+    assert model.policy.bound(env).plain == pytest.approx(4.0 / std.min(), rel=4 * EPS32)
+    assert model.policy.bound().plain == pytest.approx(4.0)
+    env.norm_obs = False
+    assert model.policy.bound(env).plain == pytest.approx(4.0)
+
+
+def test_a_frame_stack_below_the_normalisation_is_measured_per_stacked_component() -> None:
+    env = VecNormalize(VecFrameStack(toy_vec_env(), 2))
+    model = toy_model(env)
+    model.learn(64)
+    assert len(model.policy.bound(env).observation_scale) == 6
+
+
+def test_normalisation_without_clipping() -> None:
+    env = VecNormalize(toy_vec_env(), clip_obs=float("inf"))
+    model = toy_model(env)
+    model.learn(64)
+    observations = 100 * raw_observations(model, env, 10)
+    got = action_map(model.policy, env)(torch.as_tensor(observations)).numpy()
+    np.testing.assert_allclose(got, predict(model, env, observations), atol=1e-4)
+    assert model.policy.bound(env).lipschitz == 4.0
+
+
+def test_training_moved_the_weights() -> None:
+    """The settings of this module train: its claims are not about fresh networks."""
+    fresh, _ = build("plain", train=False)
+    trained, _ = build("plain", train=True)
+    pairs = zip(fresh.policy.action_net.parameters(), trained.policy.action_net.parameters(), strict=True)
+    assert max(float((a - b).detach().abs().max()) for a, b in pairs) > 0.5
+
+
+def test_ppo_is_the_default_of_the_toy() -> None:
+    assert isinstance(build("plain", train=False)[0], PPO)
