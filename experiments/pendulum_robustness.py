@@ -15,24 +15,19 @@ figures. An interrupted run continues where it stopped with the same command.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-from tqdm import tqdm
 
 from experiments.pendulum import measure, report
 from experiments.pendulum.config import DEMO, SMOKE, Config, Model
 from experiments.pendulum.train import policy_path, save_policy, train
+from experiments.sweep import Task, run_tasks
 from robustnn.runs import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs")
-Task = tuple[str, Callable[..., Any], tuple[Any, ...]]
 
 
 def train_cell(config: Config, folder: Path, model: Model, seed: int) -> dict[str, Any]:
@@ -64,23 +59,6 @@ def measuring_tasks(config: Config, folder: Path) -> Iterator[Task]:
         for model in (config.models[0], config.models[-1]):
             key = f"phase_{model.key}_steps={steps}"
             yield key, measure.phase_paths, (config, folder, model, steps, min(0.3, strongest))
-
-
-def run_tasks(run: RunFolder, tasks: Sequence[Task], workers: int, what: str) -> None:
-    """Run the tasks that are not done yet in worker processes, and record each result as it comes."""
-    pending = [task for task in tasks if not run.done(task[0])]
-    bar = tqdm(total=len(tasks), initial=len(tasks) - len(pending), desc=what, unit="task", smoothing=0.1)
-    with bar, ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:  # fmt: skip
-        futures = {pool.submit(function, *arguments): key for key, function, arguments in pending}
-        try:
-            for future in as_completed(futures):
-                run.record(futures[future], future.result())
-                bar.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Lipschitz-bounded networks for policies, dynamics models and robust closed loops."""
 
 from robustnn.envs import register as _register_environments
+from robustnn.errors import CertificateError as CertificateError
 from robustnn.errors import CheckpointError as CheckpointError
 from robustnn.errors import InvalidArgumentError as InvalidArgumentError
 from robustnn.errors import NonFiniteError as NonFiniteError

@@ -11,6 +11,7 @@ import operator
 from typing import Any
 
 __all__ = [
+    "CertificateError",
     "CheckpointError",
     "InvalidArgumentError",
     "NonFiniteError",
@@ -46,6 +47,10 @@ class UnsupportedSpaceError(InvalidArgumentError):
 
 class CheckpointError(RobustNNError, RuntimeError):
     """A file or folder is corrupted, incomplete, or not one of ours."""
+
+
+class CertificateError(RobustNNError, RuntimeError):
+    """A certificate does not prove what it claims of the network it was checked against."""
 
 
 def invalid(name: str, expected: str, got: Any, fix: str) -> InvalidArgumentError:

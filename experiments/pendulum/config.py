@@ -102,7 +102,7 @@ DEMO = Config(
 )
 SMOKE = Config(
     gammas=(10.0,),
-    timesteps=(2_048, 4_096),
+    timesteps=(4_096,),
     training_seeds=(0, 1),
     episodes=4,
     eps=(0.3,),

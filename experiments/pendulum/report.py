@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ from robustnn.report import (
 from robustnn.runs import RunFolder
 
 ACTION_RANGE = 2.0
+FAILED = -500.0
+# A pendulum that hangs still collects -1974: curves and intervals below this are cut, and the tables have them.
+AXIS_FLOOR = -2000.0
 WORST = "worst"
 TITLES = {**ATTACK_TITLES, WORST: "worst of all, per episode"}
 
@@ -76,15 +79,17 @@ def budget(steps: int) -> str:
     return f"{steps / 1e6:g}M" if steps >= 500_000 else f"{steps / 1e3:g}k"
 
 
-def return_table(results: Results, steps: int, attacks: Sequence[str]) -> Table:
-    """Mean return with its 95 % interval: one row per attack and model, one column per eps."""
+def return_table(results: Results, steps: int, attacks: Sequence[str], statistic: str = "mean") -> Table:
+    """Return with its 95 % interval: one row per attack and model, one column per eps."""
     config = results.config
     header = ("attack", "policy", "eps 0", *(f"eps {eps:g}" for eps in config.eps))
     rows = []
     for attack in attacks:
         for model in config.models:
             curve = results.curve(model, steps, attack)
-            cells = [format_interval(bootstrap_interval(curve[:, k]), 0) for k in range(curve.shape[1])]
+            cells = [
+                format_interval(bootstrap_interval(curve[:, k], statistic), 0) for k in range(curve.shape[1])
+            ]
             rows.append((TITLES[attack], model.label, *cells))
     return Table(header, tuple(rows))
 
@@ -95,11 +100,25 @@ def constant_table(results: Results) -> Table:
     for steps in results.config.timesteps:
         for model in results.config.models:
             cell = results.constants(model, steps)
-            kind = "product of norms" if model.lipschitz is None else "gamma"
+            kind = "LipSDP" if model.lipschitz is None else "gamma"
             certified = format_number(float(np.mean(cell["certified"])), 1)
             empirical = format_interval(bootstrap_interval(cell["empirical"]), 2)
             rows.append((budget(steps), model.label, f"{certified} ({kind})", empirical))
     return Table(("training", "policy", "certified", "found by gradient ascent"), tuple(rows))
+
+
+def failed_seeds(results: Results) -> list[str]:
+    """Training runs whose policy collects less than `FAILED` without perturbation, in words."""
+    found = []
+    for steps in results.config.timesteps:
+        for model in results.config.models:
+            means = results.returns(model, steps, "none", 0.0).mean(axis=1)
+            found += [
+                f"{model.label}, seed {seed}, {budget(steps)} steps: {mean:.0f}"
+                for seed, mean in zip(results.config.training_seeds, means, strict=True)
+                if mean < FAILED
+            ]
+    return found
 
 
 def attack_check_table(results: Results) -> Table:
@@ -139,17 +158,28 @@ def write(run: RunFolder) -> tuple[str, Path]:
     results = Results(run)
     config = results.config
     sections = []
-    for steps in config.timesteps:
-        table = return_table(results, steps, (*config.attacks, WORST))
-        sections.append(f"## Return after {budget(steps)} training steps\n\n{table.markdown()}")
+    attacks = (*config.attacks, WORST)
+    for statistic, name in (
+        ("mean", "Mean return"),
+        ("iqm", "Interquartile mean of the return"),
+        ("worst_decile", "Mean return of the worst tenth of the episodes"),
+    ):
+        for steps in config.timesteps:
+            table = return_table(results, steps, attacks, statistic)
+            sections.append(f"## {name} after {budget(steps)} training steps\n\n{table.markdown()}")
+    failed = "; ".join(failed_seeds(results)) or "none"
+    sections.append(
+        f"## Failed training runs\n\nMean return below {FAILED:.0f} without perturbation: {failed}."
+    )
     sections.append(f"## Lipschitz constants\n\n{constant_table(results).markdown()}")
     sections.append(
         "## Checks of the attacks\n\nViolations, judged by the 95 % interval of the paired difference over "
         f"training seeds:\n\n{attack_check_table(results).markdown()}"
     )
     note = (
-        f"Mean over {len(config.training_seeds)} training seeds x {config.episodes} episodes, with the 95 % bootstrap "
-        "interval over training seeds. eps is the l2 size of the perturbation of the raw observation."
+        f"Over {len(config.training_seeds)} training seeds x {config.episodes} episodes, with the 95 % bootstrap "
+        "interval over training seeds (a percentile interval of few seeds tends to be narrow). eps is the l2 size of "
+        "the perturbation of the raw observation; Lipschitz constants are for the weighted norm of the bound."
     )
     atomic_write_text(run.path / "tables.md", f"# {run.name}\n\n{note}\n\n" + "\n\n".join(sections) + "\n")
     with style():
@@ -173,6 +203,14 @@ def _draw_returns(results: Results, steps: int, attack: str, ax: Axes) -> None:
     ax.set_title(TITLES[attack])
 
 
+def _one_scale(axes: Iterable[Axes]) -> None:
+    """Give all return axes the same limits, cut at `AXIS_FLOOR`."""
+    drawn = list(axes)
+    low = max(AXIS_FLOOR, min(ax.get_ylim()[0] for ax in drawn))
+    for ax in drawn:
+        ax.set_ylim(low, 0.0)
+
+
 def _returns_figure(results: Results, steps: int) -> None:
     attacks = results.config.attacks
     rows = -(-len(attacks) // 3)
@@ -181,6 +219,7 @@ def _returns_figure(results: Results, steps: int) -> None:
     )
     for ax, attack in zip(axes.flat, attacks, strict=False):
         _draw_returns(results, steps, attack, ax)
+    _one_scale(axes.flat[: len(attacks)])
     for ax in axes.flat[len(attacks) :]:
         ax.remove()
     for ax in axes[:, 1:].flat:
@@ -230,18 +269,12 @@ def _phase_figure(results: Results) -> None:
 
 def _summary_figure(results: Results) -> Path:
     config = results.config
-    attacks = [name for name in ("gaussian", "strong") if name in config.attacks]
-    columns = [(steps, attack) for steps in config.timesteps for attack in attacks][-2:]
-    if len(config.timesteps) > 1 and "strong" in attacks:
-        columns = [(steps, "strong") for steps in config.timesteps[-2:]]
     steps = config.timesteps[-1]
     fig, axes = plt.subplots(2, 2, figsize=(11.5, 8.6))
-    for ax, (column_steps, attack) in zip(axes[0], columns, strict=True):
-        _draw_returns(results, column_steps, attack, ax)
-        ax.set_title(f"{TITLES[attack]}, {budget(column_steps)} training steps")
-    low = min(ax.get_ylim()[0] for ax in axes[0])
-    for ax in axes[0]:
-        ax.set_ylim(low, 0.0)
+    for ax, attack in zip(axes[0], ("gaussian", "strong"), strict=True):
+        _draw_returns(results, steps, attack, ax)
+        ax.set_title(f"{TITLES[attack]}, {budget(steps)} training steps")
+    _one_scale(axes[0])
     constants = {model.label: results.constants(model, steps) for model in config.models}
     lipschitz_bars(
         {label: cell["empirical"] for label, cell in constants.items()},

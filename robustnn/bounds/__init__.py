@@ -1,5 +1,18 @@
-"""Bounds of Lipschitz constants."""
+"""Bounds of Lipschitz constants: from below, from above, over a ball, and certificates of them."""
 
+from robustnn.bounds.certificate import Certificate as Certificate
+from robustnn.bounds.certificate import certify as certify
+from robustnn.bounds.certificate import network_sha256 as network_sha256
+from robustnn.bounds.certificate import tighten as tighten
+from robustnn.bounds.gap import GapReport as GapReport
+from robustnn.bounds.gap import gap_report as gap_report
+from robustnn.bounds.local import local_bound as local_bound
 from robustnn.bounds.lower import LowerBound as LowerBound
 from robustnn.bounds.lower import lower_bound as lower_bound
+from robustnn.bounds.network import as_network as as_network
+from robustnn.bounds.network import constructive_multipliers as constructive_multipliers
+from robustnn.bounds.upper import UpperBound as UpperBound
+from robustnn.bounds.upper import eclipse as eclipse
+from robustnn.bounds.upper import eclipse_fast as eclipse_fast
+from robustnn.bounds.upper import lipsdp as lipsdp
 from robustnn.bounds.upper import product_bound as product_bound

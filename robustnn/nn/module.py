@@ -25,7 +25,7 @@ class ExplicitModule(nn.Module):
     parameters at every call, unless the caller asks for re-use with `with net.frozen():` (or `freeze()` and
     `unfreeze()`). Frozen weights serve only while gradients are disabled, and are dropped by `train(True)`,
     `load_state_dict`, `.to()` and its relatives, copying and pickling. They are passed over while another
-    tensor stands in a parameter's place, as in `torch.func.functional_call`.
+    tensor or layer stands in the place of a parameter, buffer or layer, as in `torch.func.functional_call`.
 
     With gradients disabled the conversion runs in float64 and is rounded once to the dtype of the parameters,
     so that what is deployed, frozen or exported is one and the same set of weights, and its bound does not
@@ -33,12 +33,12 @@ class ExplicitModule(nn.Module):
     """
 
     _frozen_weights: ExplicitMLP | None
-    _frozen_parameters: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]]
+    _frozen_from: list[tuple[dict[str, Any], str, Any]]
 
     def __init__(self) -> None:
         super().__init__()
         self._frozen_weights = None
-        self._frozen_parameters = []
+        self._frozen_from = []
 
     def _explicit(self, dtype: torch.dtype | None = None) -> ExplicitMLP:
         """Convert the parameters, first cast to `dtype` if one is given; may share memory with them."""
@@ -83,12 +83,16 @@ class ExplicitModule(nn.Module):
         Returns:
             Shape (..., n_out).
         """
-        if self._frozen_weights is not None and not torch.is_grad_enabled() and self._parameters_in_place():
+        if self._frozen_weights is not None and not torch.is_grad_enabled() and self._all_in_place():
             return self._frozen_weights(x)
+        return self._evaluate(x)
+
+    def _evaluate(self, x: Tensor) -> Tensor:
+        """Evaluate the network without frozen weights."""
         return self._convert()(x)
 
-    def _parameters_in_place(self) -> bool:
-        return all(holder.get(name) is tensor for holder, name, tensor in self._frozen_parameters)
+    def _all_in_place(self) -> bool:
+        return all(holder.get(name) is value for holder, name, value in self._frozen_from)
 
     def to_mlp(self) -> nn.Sequential:
         """Return an ordinary network of `nn.Linear` and activation modules with the same function.
@@ -109,18 +113,18 @@ class ExplicitModule(nn.Module):
         self._frozen_weights = None
         with torch.no_grad():
             self._frozen_weights = self.explicit()
-        self._frozen_parameters = [
-            (module._parameters, name, parameter)
+        self._frozen_from = [
+            (holder, name, value)
             for module in self.modules()
-            for name, parameter in module._parameters.items()
-            if parameter is not None
+            for holder in (module._parameters, module._buffers, module._modules)
+            for name, value in holder.items()
         ]
         return self
 
     def unfreeze(self: Self) -> Self:
         """Drop frozen weights, if there are any."""
         self._frozen_weights = None
-        self._frozen_parameters = []
+        self._frozen_from = []
         return self
 
     @contextmanager
@@ -154,10 +158,14 @@ class ExplicitModule(nn.Module):
         self.unfreeze()
         return super()._apply(fn, recurse)
 
+    def _replicate_for_data_parallel(self: Self) -> Self:
+        replica: Self = super()._replicate_for_data_parallel()
+        return replica.unfreeze()
+
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state["_frozen_weights"] = None
-        state["_frozen_parameters"] = []
+        state["_frozen_from"] = []
         return state
 
 

@@ -7,7 +7,12 @@ from robustnn.params.direct import LBDNParams as LBDNParams
 from robustnn.params.direct import SandwichParams as SandwichParams
 from robustnn.params.direct import init_sandwich as init_sandwich
 from robustnn.params.explicit import ExplicitMLP as ExplicitMLP
+from robustnn.params.inverse import certified_lipschitz as certified_lipschitz
+from robustnn.params.inverse import explicit_to_lbdn as explicit_to_lbdn
+from robustnn.params.inverse import product_multipliers as product_multipliers
+from robustnn.params.layouts import read_layout as read_layout
 from robustnn.params.layouts import sandwich_from_jax as sandwich_from_jax
+from robustnn.params.layouts import sandwich_from_julia as sandwich_from_julia
 from robustnn.params.layouts import sandwich_from_torch as sandwich_from_torch
 from robustnn.params.maps import lbdn_to_explicit as lbdn_to_explicit
 from robustnn.params.maps import sandwich_factors as sandwich_factors

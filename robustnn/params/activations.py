@@ -41,6 +41,12 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
+def _softplus(x: Tensor) -> Tensor:
+    # torch's default threshold of 20 leaves a jump of 2e-9 there, which no slope bound survives; at 40 the
+    # exponential is below the rounding of float64. `nn.Softplus()`, in exported networks, keeps the jump.
+    return functional.softplus(x, threshold=40.0)
+
+
 ACTIVATIONS: dict[str, Activation] = {
     entry.name: entry
     for entry in (
@@ -49,7 +55,7 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation("leaky_relu", functional.leaky_relu, nn.LeakyReLU, 0.01, 1.0),
         Activation("relu", torch.relu, nn.ReLU, 0.0, 1.0),
         Activation("sigmoid", torch.sigmoid, nn.Sigmoid, 0.0, 0.25),
-        Activation("softplus", functional.softplus, nn.Softplus, 0.0, 1.0),
+        Activation("softplus", _softplus, nn.Softplus, 0.0, 1.0),
         Activation("tanh", torch.tanh, nn.Tanh, 0.0, 1.0),
     )
 }

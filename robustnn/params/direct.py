@@ -34,13 +34,14 @@ class LBDNParams(NamedTuple):
 
     Attributes:
         layers: Hidden layers (with psi) followed by one output layer (psi is None).
-        lipschitz: The bound gamma in the weighted norms below.
-        input_scale: D_x, shape (n_in,): inputs are measured as ||x / D_x||_2. None stands for ones.
-        output_scale: D_y, shape (n_out,): outputs are measured as ||y / D_y||_2. None stands for ones.
+        lipschitz: The bound gamma in the weighted norms below: a number, or a tensor of shape () if it is trained.
+        input_scale: D_x, shape (n_in,) or (n_in, n_in): inputs are measured as ||D_x^{-1} x||_2, where a vector
+            stands for a diagonal matrix. None stands for ones.
+        output_scale: D_y, shape (n_out,) or (n_out, n_out): outputs are measured as ||D_y^{-1} y||_2.
     """
 
     layers: tuple[SandwichParams, ...]
-    lipschitz: float
+    lipschitz: float | Tensor
     input_scale: Tensor | None = None
     output_scale: Tensor | None = None
 

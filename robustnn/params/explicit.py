@@ -12,7 +12,7 @@ from torch.nn import functional
 from robustnn.errors import InvalidArgumentError, ShapeError
 from robustnn.params.activations import ACTIVATIONS
 
-__all__ = ["ExplicitMLP"]
+__all__ = ["ExplicitMLP", "check_input"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class ExplicitMLP:
             ShapeError: If the last axis (or the leading axis of a stack) does not fit.
             InvalidArgumentError: If the dtype of x differs from that of the weights.
         """
-        self._check_input(x)
+        check_input(x, tuple(self.weights[0].shape), self.weights[0].dtype)
         activation = ACTIVATIONS[self.activation].function
         linear = _stacked_linear if self.weights[0].ndim == 3 else functional.linear
         last = len(self.weights) - 1
@@ -88,28 +88,6 @@ class ExplicitMLP:
             if k < last:
                 x = activation(x)
         return x
-
-    def _check_input(self, x: Tensor) -> None:
-        first = self.weights[0]
-        if not isinstance(x, Tensor):
-            raise InvalidArgumentError(
-                f"input: expected a torch.Tensor, got {type(x).__name__}. Convert it with torch.as_tensor(...)."
-            )
-        if x.ndim == 0 or x.shape[-1] != first.shape[-1]:
-            raise ShapeError(
-                f"input: expected shape (..., {first.shape[-1]}), got {tuple(x.shape)}. "
-                "The last axis must be the network's number of inputs."
-            )
-        if first.ndim == 3 and (x.ndim != 3 or x.shape[0] != first.shape[0]):
-            raise ShapeError(
-                f"input: expected shape ({first.shape[0]}, E, {first.shape[-1]}) for a stack of "
-                f"{first.shape[0]} networks, got {tuple(x.shape)}. Add the leading axes."
-            )
-        if x.dtype != first.dtype:
-            raise InvalidArgumentError(
-                f"input: expected dtype {first.dtype}, that of the weights, got {x.dtype}. "
-                "Convert the input with .to(...) or the network with .to(...)."
-            )
 
     @property
     def in_features(self) -> int:
@@ -214,3 +192,36 @@ def _shapes(network: ExplicitMLP) -> list[tuple[tuple[int, ...], torch.dtype, bo
     return [
         (tuple(w.shape), w.dtype, b is not None) for w, b in zip(network.weights, network.biases, strict=True)
     ]
+
+
+def check_input(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Raise unless `x` is an input of a network.
+
+    Args:
+        x: The input.
+        shape: Shape of the first weight, (out, in) or (S, out, in).
+        dtype: Dtype of the weights.
+
+    Raises:
+        ShapeError: If the last axis (or the leading axis of a stack) does not fit.
+        InvalidArgumentError: If it is no tensor, or its dtype is another one.
+    """
+    if not isinstance(x, Tensor):
+        raise InvalidArgumentError(
+            f"input: expected a torch.Tensor, got {type(x).__name__}. Convert it with torch.as_tensor(...)."
+        )
+    if x.ndim == 0 or x.shape[-1] != shape[-1]:
+        raise ShapeError(
+            f"input: expected shape (..., {shape[-1]}), got {tuple(x.shape)}. "
+            "The last axis must be the network's number of inputs."
+        )
+    if len(shape) == 3 and (x.ndim != 3 or x.shape[0] != shape[0]):
+        raise ShapeError(
+            f"input: expected shape ({shape[0]}, E, {shape[-1]}) for a stack of "
+            f"{shape[0]} networks, got {tuple(x.shape)}. Add the leading axes."
+        )
+    if x.dtype != dtype:
+        raise InvalidArgumentError(
+            f"input: expected dtype {dtype}, that of the weights, got {x.dtype}. "
+            "Convert the input with .to(...) or the network with .to(...)."
+        )

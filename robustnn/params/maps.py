@@ -24,8 +24,15 @@ from robustnn.linalg import cayley, frobenius_norm, polish
 from robustnn.params.direct import LBDNParams, SandwichParams
 from robustnn.params.explicit import ExplicitMLP
 from robustnn.params.fused import RADIUS_LIMIT, LBDNConversion, psi_limit
+from robustnn.params.scales import fold_input, fold_output
 
-__all__ = ["lbdn_to_explicit", "sandwich_factors", "sandwich_to_explicit"]
+__all__ = [
+    "lbdn_to_explicit",
+    "merged_weights",
+    "rounding_margin",
+    "sandwich_factors",
+    "sandwich_to_explicit",
+]
 
 
 def sandwich_factors(params: SandwichParams) -> tuple[Tensor, Tensor]:
@@ -64,9 +71,10 @@ def sandwich_to_explicit(
     """
     a_t, b_t = sandwich_factors(params)
     if params.psi is None:
-        return ExplicitMLP((b_t.mT,), (params.bias,), activation)
+        margin = rounding_margin(1, target or b_t.dtype)
+        return ExplicitMLP((margin * b_t.mT,), (params.bias,), activation)
     psi = _exp_psi(params.psi, psi_limit(target or params.psi.dtype))
-    w_in = math.sqrt(2.0) * (b_t / psi).mT
+    w_in = math.sqrt(2.0) * rounding_margin(2, target or b_t.dtype) * (b_t / psi).mT
     return ExplicitMLP((w_in, math.sqrt(2.0) * (a_t * psi)), (params.bias, None), activation)
 
 
@@ -77,10 +85,11 @@ def lbdn_to_explicit(
 
     With input and output scales the network is $y = D_y f(D_x^{-1} x)$, so that
     $\|D_y^{-1}(y - y')\|_2 \le \gamma \|D_x^{-1}(x - x')\|_2$; both are folded into the first and last weight
-    (and the last bias stays in the units of the output).
+    (and the last bias stays in the units of the output). A bound given as a tensor multiplies the first and last
+    weight by its root, and is taken to be positive.
 
-    $\gamma$ is reduced by a few units in the last place of the target dtype, so that rounding the weights does not
-    carry the network above the bound.
+    $\gamma$ is reduced by `rounding_margin` of the target dtype, so that rounding the weights does not carry the
+    network above the bound.
 
     Args:
         params: Free parameters, bound and scales.
@@ -101,25 +110,34 @@ def lbdn_to_explicit(
             f"{[layer.psi is not None for layer in params.layers]}. Set psi to None in the last layer only."
         )
     target = target or params.layers[-1].weight.dtype
-    limit = psi_limit(target)
-    gamma = check_positive("lipschitz", params.lipschitz) * (1.0 - 2.0 * n * torch.finfo(target).eps)
+    limit, eps = psi_limit(target), torch.finfo(target).eps
+    gamma = rounding_margin(n, target)
+    if not isinstance(params.lipschitz, Tensor):
+        gamma *= check_positive("lipschitz", params.lipschitz)
     tensors = (
         *(layer.weight for layer in params.layers),
         *(layer.alpha for layer in params.layers),
         *(layer.psi for layer in params.layers if layer.psi is not None),
     )
     if LBDNConversion.applicable():
-        weights = list(LBDNConversion.apply(_merged_weights, gamma, limit, *tensors))
+        weights = list(LBDNConversion.apply(merged_weights, gamma, limit, *tensors))
     else:
-        weights = list(_merged_weights(gamma, limit, *tensors))
-    if params.input_scale is not None:
-        weights[0] = weights[0] / params.input_scale
-    if params.output_scale is not None:
-        weights[-1] = weights[-1] * params.output_scale.unsqueeze(-1)
+        weights = list(merged_weights(gamma, limit, *tensors))
+    if isinstance(params.lipschitz, Tensor):
+        root = params.lipschitz.sqrt()
+        weights[0] = weights[0] * root
+        weights[-1] = weights[-1] * root
+    weights[0] = fold_input(weights[0], params.input_scale, eps)
+    weights[-1] = fold_output(weights[-1], params.output_scale, eps)
     return ExplicitMLP(tuple(weights), tuple(layer.bias for layer in params.layers), activation)
 
 
-def _merged_weights(gamma: float, limit: float, *tensors: Tensor) -> tuple[Tensor, ...]:
+def rounding_margin(n_layers: int, dtype: torch.dtype) -> float:
+    """Factor slightly below one that the bound is reduced by, a few machine epsilons per layer."""
+    return 1.0 - 2.0 * n_layers * torch.finfo(dtype).eps
+
+
+def merged_weights(gamma: float, limit: float, *tensors: Tensor) -> tuple[Tensor, ...]:
     """W_0 ... W_L from weight_0 ... weight_L, alpha_0 ... alpha_L, psi_0 ... psi_{L-1}."""
     n = (len(tensors) + 1) // 3
     weights: list[Tensor] = []

@@ -15,7 +15,6 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
-from torch.distributions import Categorical
 from torch.optim import Adam
 
 from robustnn.errors import (
@@ -30,7 +29,7 @@ from robustnn.nn.sandwich import SandwichLayer
 from robustnn.params.activations import resolve_activation
 from robustnn.policies.distributions import CheckedGaussian, without_graph
 from robustnn.policies.extractors import ObservationScale, as_scale
-from robustnn.policies.scaling import ActionMap, Bound, action_map, margin_radius, normalization_of
+from robustnn.policies.scaling import ActionMap, Bound, action_map, greedy_radius, normalization_of
 
 __all__ = ["LBDNActorCriticPolicy"]
 
@@ -206,11 +205,14 @@ class LBDNActorCriticPolicy(ActorCriticPolicy):
     def certified_radius(self, observation: np.ndarray) -> np.ndarray:
         r"""Distance within which the greedy discrete action cannot change: margin / ($\sqrt2\,\gamma$).
 
+        What rounding can add to the logits is taken off the margin. With `VecNormalize` in front, observations
+        and radius are normalised ones, as for `predict`.
+
         Args:
             observation: Shape (n_obs,) or (batch, n_obs), as given to `predict`.
 
         Returns:
-            Shape () or (batch,): radius in the norm $\|D_o^{-1} \\Delta o\|_2$ (plain l2 without a scale).
+            Shape () or (batch,): radius in the norm $\|D_o^{-1} \Delta o\|_2$ (plain l2 without a scale).
 
         Raises:
             UnsupportedSpaceError: If actions are not Discrete.
@@ -223,8 +225,11 @@ class LBDNActorCriticPolicy(ActorCriticPolicy):
         _check_observation(observation)
         tensor, batched = self.obs_to_tensor(observation)
         with torch.no_grad():
-            categorical = self.get_distribution(tensor).distribution
-            radius = margin_radius(cast(Categorical, categorical).logits, self.lipschitz)
+            network = self.action_net.explicit()
+            eps = torch.finfo(network.weights[0].dtype).eps
+            scale = cast(ObservationScale, self.pi_features_extractor).scale.double()
+            features = cast(torch.Tensor, tensor).flatten(start_dim=1).double() / scale
+            radius = greedy_radius(network.to(dtype=torch.float64), features, self.lipschitz, eps)
         result: np.ndarray = radius.cpu().numpy()
         return result if batched else result.squeeze(0)
 
@@ -295,9 +300,10 @@ def _check_spaces(
     squash: bool,
     action_scale: Sequence[float] | None,
 ) -> None:
-    if not isinstance(observation_space, spaces.Box) or is_image_space(observation_space):
+    is_vector = isinstance(observation_space, spaces.Box) and observation_space.shape != ()
+    if not is_vector or is_image_space(observation_space):
         raise UnsupportedSpaceError(
-            f"observation_space: expected a Box that is not an image, got {observation_space}. "
+            f"observation_space: expected a Box with at least one axis that is not an image, got {observation_space}. "
             "Flatten or encode the observation in the environment."
         )
     if isinstance(action_space, spaces.Discrete):

@@ -26,7 +26,15 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import (
+    VecCheckNan,
+    VecEnv,
+    VecEnvWrapper,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+    VecVideoRecorder,
+)
 from torch import Tensor, nn
 
 from robustnn.errors import (
@@ -231,7 +239,16 @@ def normalization_of(vec_env: VecEnv | None, n_obs: int) -> Normalization | None
         return None
     if not isinstance(vec_env, VecEnv):
         raise invalid("vec_env", "a VecEnv or None", type(vec_env).__name__, "Pass model.get_env().")
-    wrappers = [w for w in _wrappers(vec_env) if isinstance(w, VecNormalize) and w.norm_obs]
+    chain = _wrappers(vec_env)
+    unknown = [type(w).__name__ for w in chain if type(w) not in _TRANSPARENT]
+    if unknown:
+        raise invalid(
+            "vec_env",
+            "wrappers whose effect on observations is known (VecNormalize, VecMonitor, VecFrameStack, ...)",
+            ", ".join(unknown),
+            "Pass the VecNormalize over the bare environments, and account for other wrappers yourself.",
+        )
+    wrappers = [w for w in chain if isinstance(w, VecNormalize) and w.norm_obs]
     if not wrappers:
         return None
     if len(wrappers) > 1:
@@ -250,10 +267,22 @@ def normalization_of(vec_env: VecEnv | None, n_obs: int) -> Normalization | None
             f"vec_env: expected normalisation statistics of {n_obs} components, got {mean.shape[0]}. "
             "Pass the VecNormalize that the policy was trained with."
         )
+    if not (np.isfinite(std).all() and np.isfinite(mean).all() and (std > 0.0).all()):
+        raise invalid(
+            "vec_env",
+            "finite statistics with standard deviations > 0",
+            f"mean {mean.tolist()}, std {std.tolist()}",
+            "Collect observations first, and keep VecNormalize's epsilon above zero.",
+        )
     clip = math.inf
     if wrapper.clip_obs != math.inf:
         clip = check_nonnegative("vec_env.clip_obs", wrapper.clip_obs)
     return Normalization(torch.from_numpy(mean), torch.from_numpy(std), clip)
+
+
+# Wrappers that pass observations on unchanged, VecNormalize itself, and VecFrameStack: behind the normalisation its
+# shape is refused, in front of it the bound is per component of the stacked observation.
+_TRANSPARENT = {VecNormalize, VecMonitor, VecCheckNan, VecVideoRecorder, VecFrameStack}
 
 
 def _wrappers(vec_env: VecEnv) -> list[VecEnvWrapper]:
@@ -374,15 +403,31 @@ def _plain_activation(module: nn.Module) -> str:
     return entry.name
 
 
-def margin_radius(logits: Tensor, lipschitz: float) -> Tensor:
-    r"""Radius within which the greedy choice cannot change: margin / ($\sqrt2\,\gamma$), in the input norm of gamma.
+def greedy_radius(network: ExplicitMLP, features: Tensor, lipschitz: float, eps: float) -> Tensor:
+    r"""Radius within which the greedy choice cannot change, as evaluated in floating point.
+
+    Two logits move apart by at most $\sqrt2\,\gamma r$ within a radius r, and a running error bound e limits
+    what rounding adds to each of them anywhere in the ball, so the choice stands while
+    $r < (\text{margin} - 2 e) / (\sqrt2\,\gamma)$.
 
     Args:
-        logits: Shape (..., n_choices), n_choices >= 2.
-        lipschitz: l2 bound gamma of the map to the logits.
+        network: The map from features to logits in float64: the weights that are evaluated with rounding `eps`.
+        features: Shape (batch, n_in), float64.
+        lipschitz: l2 bound gamma of the network.
+        eps: Unit of rounding of the evaluation, for example 1.2e-7 for float32.
 
     Returns:
-        Shape (...).
+        Shape (batch,), float64, zero or greater, in the input norm of gamma.
     """
-    top = logits.topk(2, dim=-1).values
-    return (top[..., 0] - top[..., 1]) / (math.sqrt(2.0) * lipschitz)
+    top = network(features).topk(2, dim=-1).values
+    margin = top[..., 0] - top[..., 1]
+    rate = math.sqrt(2.0) * lipschitz
+    # Largest magnitudes in the ball, and what rounding adds to them. Activations have |s(v)| <= |v| + 1.
+    size = features.abs() + (margin / rate).unsqueeze(-1)
+    error = 2.0 * eps * size
+    for weight, bias in zip(network.weights, network.biases, strict=True):
+        size = size @ weight.abs().mT + (0.0 if bias is None else bias.abs()) + 1.0
+        error = error @ weight.abs().mT + (weight.shape[-1] + 8) * eps * size
+    # SB3 compares probabilities: normalised logits and their exponentials.
+    worst = error.amax(-1) + eps * (4.0 * size.amax(-1) + math.log(size.shape[-1]) + 8.0)
+    return ((margin - 2.0 * worst) / rate).clamp_min(0.0)

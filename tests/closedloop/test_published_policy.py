@@ -28,7 +28,8 @@ def published(golden: Path) -> tuple[ActionMap, dict[str, torch.Tensor]]:
         data = {key: torch.as_tensor(file[key]).double() for key in file if file[key].dtype.kind == "f"}
     gamma = math.exp(float(data["ln_gamma"]))
     layers = tuple(
-        sandwich_from_jax(*(data.get(f"layer{k}_{name}") for name in NAMES), lipschitz=gamma) for k in range(5)
+        sandwich_from_jax(*(data.get(f"layer{k}_{name}") for name in NAMES), lipschitz=gamma)
+        for k in range(5)
     )
     both = lbdn_to_explicit(LBDNParams(layers, gamma), "tanh")
     bias = both.biases[-1]

@@ -538,3 +538,20 @@ def test_a_network_inside_a_module_of_the_user() -> None:
     twin.load_state_dict(policy.state_dict())
     x = torch.randn(5, 3)
     assert torch.equal(twin(x), policy(x)) and twin.net.lipschitz == GAMMA
+
+
+def test_frozen_weights_are_passed_over_when_a_buffer_or_a_layer_is_replaced() -> None:
+    net = random_lbdn((3, (8,), 2), output_scale=[1.0, 3.0], dtype=torch.float64)
+    other = random_lbdn((3, (8,), 2), seed=5, dtype=torch.float64)
+    x = inputs(3)
+    swap = {"output_scale": torch.ones(2, dtype=torch.float64)}
+    with torch.no_grad():
+        expected = torch.func.functional_call(net, swap, (x,))
+    with torch.no_grad(), net.frozen():
+        assert torch.equal(torch.func.functional_call(net, swap, (x,)), expected)
+        assert not torch.equal(net(x), expected)
+        net.output_scale = torch.tensor([2.0, 6.0], dtype=torch.float64)
+        assert torch.equal(net(x), net.explicit()(x))
+        net.layers[0] = other.layers[0]
+        assert torch.equal(net(x), net.explicit()(x))
+        assert not net._replicate_for_data_parallel().is_frozen

@@ -19,7 +19,7 @@ from robustnn.params import (
     sandwich_to_explicit,
 )
 from robustnn.params.fused import RADIUS_LIMIT, LBDNConversion, psi_limit
-from robustnn.params.maps import _merged_weights
+from robustnn.params.maps import merged_weights
 from tests.networks import ACTIVATION_NAMES, SHAPES, SIZES, exported, inputs, random_lbdn
 
 EPS = torch.finfo(torch.float64).eps
@@ -92,8 +92,8 @@ def both_maps(net: LBDN) -> tuple[list[Tensor], list[Tensor], list[Tensor], list
     """Weights and gradients (of one random functional) by the fused node and by the reference map."""
     limit = psi_limit(torch.float64)
     results = []
-    for convert in (lambda *t: LBDNConversion.apply(_merged_weights, GAMMA, limit, *t),
-                    lambda *t: _merged_weights(GAMMA, limit, *t)):  # fmt: skip
+    for convert in (lambda *t: LBDNConversion.apply(merged_weights, GAMMA, limit, *t),
+                    lambda *t: merged_weights(GAMMA, limit, *t)):  # fmt: skip
         leaves = tensors_of(net)
         weights = convert(*leaves)
         generator = torch.Generator().manual_seed(5)
@@ -153,7 +153,7 @@ def test_derivatives_of_the_fused_conversion(shape: tuple) -> None:
     limit = psi_limit(torch.float64)
 
     def convert(*tensors: Tensor) -> tuple[Tensor, ...]:
-        return LBDNConversion.apply(_merged_weights, GAMMA, limit, *tensors)
+        return LBDNConversion.apply(merged_weights, GAMMA, limit, *tensors)
 
     assert torch.autograd.gradcheck(convert, leaves)
     assert torch.autograd.gradgradcheck(convert, leaves)

@@ -315,10 +315,12 @@ def test_no_attack_inside_the_certified_radius_changes_the_action(
         (gradient,) = torch.autograd.grad(gap.sum(), step)
         lengths = gradient.norm(dim=-1, keepdim=True).clamp_min(1e-300)
         step = (step + 0.5 * radius[:, None] * gradient / lengths).detach()
-    # Shrunk by what float32 observations round off.
-    step = step / step.norm(dim=-1, keepdim=True) * (radius * (1 - 1e-5) - 1e-6).clamp_min(0)[:, None]
-    attacked = (start + step * scale).numpy().astype(np.float32)
-    inside = radius.numpy() > 1e-4
+    attacked = (
+        (start + step / step.norm(dim=-1, keepdim=True) * radius[:, None] * scale).numpy().astype(np.float32)
+    )
+    # Only points that are still inside after rounding to float32 observations count.
+    distance = np.linalg.norm((attacked.astype(np.float64) - observations) / scale.numpy(), axis=-1)
+    inside = (radius.numpy() > 0) & (distance <= radius.numpy())
     assert inside.any()
     np.testing.assert_array_equal(greedy(model, env, attacked)[inside], action.numpy()[inside])
 
@@ -395,3 +397,24 @@ def test_training_moved_the_weights() -> None:
 
 def test_ppo_is_the_default_of_the_toy() -> None:
     assert isinstance(build("plain", train=False)[0], PPO)
+
+
+@pytest.mark.parametrize("lipschitz, offset", [(1e-2, 10.0), (1.0, 100.0)])
+def test_the_certified_radius_allows_for_rounding_of_the_logits(lipschitz: float, offset: float) -> None:
+    """Logits that nearly tie and are large: their float32 values are coarse, and the radius must say so."""
+    env = toy_vec_env(action_space=spaces.Discrete(3))
+    model = toy_model(env, policy_kwargs={"net_arch": [8], "lipschitz": lipschitz})
+    randomise(model.policy, 1.0)
+    with torch.no_grad():
+        model.policy.action_net.layers[-1].bias.fill_(offset)
+    observations = raw_observations(model, env, 512).astype(np.float32)
+    radius = model.policy.certified_radius(observations)
+    action = greedy(model, env, observations)
+    rng = np.random.default_rng(0)
+    scale = np.array(model.policy.bound(env).observation_scale)
+    for _ in range(40):
+        direction = rng.standard_normal(observations.shape)
+        direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+        moved = (observations + 0.999 * radius[:, None] * direction * scale).astype(np.float32)
+        inside = np.linalg.norm((moved.astype(np.float64) - observations) / scale, axis=-1) <= radius
+        np.testing.assert_array_equal(greedy(model, env, moved)[inside], action[inside])

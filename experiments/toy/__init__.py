@@ -1,0 +1,1 @@
+"""Parts of the toy tightness experiment."""

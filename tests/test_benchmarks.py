@@ -1,0 +1,30 @@
+"""The benchmark scripts run at their smallest size and end with one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("name", ["env_throughput", "ppo_throughput", "sandwich"])
+def test_smoke(name: str) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--smoke"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stderr
+    figures = json.loads(run.stdout.splitlines()[-1])
+    assert figures["benchmark"] == name
+    assert figures["machine"]["torch"]
+
+
+@pytest.mark.parametrize("name, limit", [("env_throughput", 30.0), ("ppo_throughput", 1 / 1.2)])
+def test_committed_figures_meet_the_target(name: str, limit: float) -> None:
+    """The result files that the README quotes: a rate at least `limit` times that of the reference."""
+    figures = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    ratio = figures["ratio"] if name == "env_throughput" else 1.0 / figures["ratio"]["lbdn_frozen"]
+    assert ratio >= limit
