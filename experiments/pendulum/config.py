@@ -97,7 +97,7 @@ DEMO = Config(
     timesteps=(300_000,),
     training_seeds=(0, 1, 2),
     episodes=64,
-    eps=(0.15, 0.3),
+    eps=(0.2,),
     attacks=("gaussian", "strong"),
 )
 SMOKE = Config(

@@ -1,0 +1,95 @@
+"""Write the numbers of the README from committed result files.
+
+python -m experiments.readme            # update README.md
+python -m experiments.readme --check    # fail if README.md is not up to date
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments.pendulum.report import Results, budget, constant_table, failed_seeds, return_table
+from robustnn.report import Table, block_is_current, update_block
+from robustnn.runs import RunFolder
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = ROOT / "experiments" / "results" / "pendulum_robustness"
+BENCHMARKS = ROOT / "benchmarks" / "results"
+
+
+def pendulum_block() -> str:
+    """Tables of the pendulum run: strong attack, noise, Lipschitz constants."""
+    results = Results(RunFolder.open(RUN))
+    config = results.config
+    parts = []
+    for attack, title in (("strong", "strong trajectory attack"), ("gaussian", "Gaussian noise")):
+        for steps in reversed(config.timesteps):
+            parts.append(
+                f"**Return under the {title}, policies trained for {budget(steps)} steps**: mean over "
+                f"{len(config.training_seeds)} training seeds [95 % bootstrap interval]"
+            )
+            parts.append(_without_first_column(return_table(results, steps, [attack])).markdown())
+    if failed := failed_seeds(results):
+        parts.append(
+            "These means contain runs that had not learned the task (mean return without perturbation): "
+            f"{'; '.join(failed)}. `tables.md` has the interquartile means."
+        )
+    parts.append(
+        "**Lipschitz constant of raw observation → action** (action 1 is the full torque of 2 N m; observation norm "
+        "with 4 rad/s counting as one, in which the bound is stated)"
+    )
+    parts.append(constant_table(results).markdown())
+    parts.append(
+        "All attacks and sizes, interquartile means and worst tenths, and checks of the attacks: "
+        "`experiments/results/pendulum_robustness/tables.md`."
+    )
+    return "\n\n".join(parts)
+
+
+def speed_block() -> str:
+    """Ratios of the benchmarks, with the commands that give them."""
+    ppo, env = _benchmark("ppo_throughput"), _benchmark("env_throughput")
+    return "\n".join(
+        (
+            f"* PPO, {ppo['steps']:,} steps, networks (64, 64): the LBDN policy with `FreezeWeights` takes",
+            f"  {ppo['ratio']['lbdn_frozen']:.2f} × the wall time of SB3's `MlpPolicy`, and without it "
+            f"{ppo['ratio']['lbdn_live']:.1f} × (`python -m benchmarks.ppo_throughput`).",
+            f"* `TorchVecEnv` steps {env['num_envs']:,} pendulums at {env['ratio']:.0f} × the rate of `DummyVecEnv`",
+            "  over the same plant, on one CPU thread (`python -m benchmarks.env_throughput`).",
+        )
+    )
+
+
+def _without_first_column(table: Table) -> Table:
+    return Table(table.header[1:], tuple(row[1:] for row in table.rows))
+
+
+def _benchmark(name: str) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
+    return data
+
+
+def main() -> None:
+    """Update or check README.md."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; fail if the README is out of date"
+    )
+    check = parser.parse_args().check
+    readme = ROOT / "README.md"
+    blocks = {"pendulum": pendulum_block(), "speed": speed_block()}
+    if not check:
+        for name, text in blocks.items():
+            update_block(readme, name, text)
+        return
+    stale = [name for name, text in blocks.items() if not block_is_current(readme, name, text)]
+    if stale:
+        sys.exit(f"README.md: {', '.join(stale)} out of date. Run: python -m experiments.readme")
+
+
+if __name__ == "__main__":
+    main()
