@@ -280,6 +280,7 @@ def _summary_figure(results: Results) -> Path:
         {label: cell["empirical"] for label, cell in constants.items()},
         {label: cell["certified"] for label, cell in constants.items()},
         ax=axes[1, 0], looks=results.looks,
+        ylabel="Lipschitz constant\n[action per weighted observation unit]",
     )  # fmt: skip
     axes[1, 0].set_title("Lipschitz constant: certified bound and gradient ascent")
     action_sensitivity(
