@@ -29,7 +29,8 @@ from robustnn.nn.sandwich import SandwichLayer
 from robustnn.params.activations import resolve_activation
 from robustnn.policies.distributions import CheckedGaussian, without_graph
 from robustnn.policies.extractors import ObservationScale, as_scale
-from robustnn.policies.scaling import ActionMap, Bound, action_map, greedy_radius, normalization_of
+from robustnn.policies.normalization import normalization_of
+from robustnn.policies.scaling import ActionMap, Bound, action_map, greedy_radius
 
 __all__ = ["LBDNActorCriticPolicy"]
 
