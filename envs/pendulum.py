@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from array_api_compat import array_namespace
 from gymnasium import spaces
 
+from robustnn.envs.angles import wrap_angle
 from robustnn.envs.gym_env import PlantEnv
-from robustnn.envs.plant import Array, Plant
+from robustnn.envs.plant import Array, Plant, check_parameters
 from robustnn.envs.rendering import Canvas
 
-__all__ = ["Pendulum", "PendulumSwingUpEnv", "wrap_angle"]
-
-
-def wrap_angle(theta: Array) -> Array:
-    """Map angles to (-pi, pi], up to rounding; the derivative is 1.
-
-    Args:
-        theta: Angles, rad, any shape.
-
-    Returns:
-        Angles of the same direction, rad, same shape.
-    """
-    xp = array_namespace(theta)
-    return theta - 2.0 * math.pi * xp.ceil((theta - math.pi) / (2.0 * math.pi))
+__all__ = ["Pendulum", "PendulumSwingUpEnv"]
 
 
 @dataclass(frozen=True)
@@ -118,14 +106,7 @@ class Pendulum(Plant):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            positive = field.name in ("mass", "length", "dt", "horizon")
-            if not math.isfinite(value) or value < 0 or (positive and value == 0):
-                kind = "> 0" if positive else ">= 0"
-                raise ValueError(f"{field.name}: expected a finite number {kind}, got {value}. Correct it.")
-        if self.horizon != int(self.horizon):
-            raise ValueError(f"horizon: expected a whole number of steps, got {self.horizon}. Round it.")
+        check_parameters(self, positive=("mass", "length", "dt", "horizon"))
 
     @property
     def inertia(self) -> float:

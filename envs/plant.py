@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from gymnasium import spaces
 
-__all__ = ["Array", "DrawablePlant", "Plant"]
+__all__ = ["Array", "DrawablePlant", "Plant", "check_parameters", "runge_kutta"]
 
 Array = Any
 """A numpy array or a torch tensor; the functions of a plant return the kind they are given."""
@@ -108,6 +111,47 @@ class Plant(ABC):
         Returns:
             Booleans, shape (...).
         """
+
+
+def check_parameters(plant: Any, positive: tuple[str, ...], infinite: tuple[str, ...] = ()) -> None:
+    """Raise unless all parameters of a plant are finite numbers >= 0, and some of them > 0.
+
+    Args:
+        plant: A frozen dataclass of numbers.
+        positive: Names of the parameters that must not be zero; `horizon` must be a whole number as well.
+        infinite: Names of the parameters that may be infinite.
+
+    Raises:
+        ValueError: If a parameter is not acceptable.
+    """
+    for field in fields(plant):
+        value = getattr(plant, field.name)
+        needed = field.name in positive
+        finite = math.isfinite(value) or (field.name in infinite and value > 0)
+        if not finite or value < 0 or (needed and value == 0):
+            kind = "> 0" if needed else ">= 0"
+            limit = "a number" if field.name in infinite else "a finite number"
+            raise ValueError(f"{field.name}: expected {limit} {kind}, got {value}. Correct it.")
+        if field.name in ("horizon", "masses") and value != int(value):
+            raise ValueError(f"{field.name}: expected a whole number, got {value}. Round it.")
+
+
+def runge_kutta(derivative: Callable[[Array], Array], state: Array, dt: float) -> Array:
+    """Advance dx/dt = f(x) by one classical Runge-Kutta step of fourth order.
+
+    Args:
+        derivative: f, maps states (..., n_x) to their rates of change per second.
+        state: Shape (..., n_x).
+        dt: Length of the step, s.
+
+    Returns:
+        The state after the step, shape (..., n_x).
+    """
+    k1 = derivative(state)
+    k2 = derivative(state + 0.5 * dt * k1)
+    k3 = derivative(state + 0.5 * dt * k2)
+    k4 = derivative(state + dt * k3)
+    return state + (dt / 6.0) * (k1 + 2.0 * (k2 + k3) + k4)
 
 
 @runtime_checkable

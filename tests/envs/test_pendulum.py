@@ -11,7 +11,7 @@ import torch
 from scipy.stats import qmc
 
 from robustnn.envs import Pendulum, Plant
-from robustnn.envs.pendulum import wrap_angle
+from robustnn.envs.angles import wrap_angle
 
 EPS = np.finfo(np.float64).eps
 PLANT = Pendulum()
