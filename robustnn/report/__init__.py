@@ -16,11 +16,16 @@ from robustnn.report.plots import lipschitz_bars as lipschitz_bars
 from robustnn.report.plots import phase_portrait as phase_portrait
 from robustnn.report.plots import return_against_eps as return_against_eps
 from robustnn.report.plots import save_figure as save_figure
+from robustnn.report.robustness import area_under_profile as area_under_profile
+from robustnn.report.robustness import optimality_gap as optimality_gap
+from robustnn.report.robustness import performance_profile as performance_profile
+from robustnn.report.robustness import probability_of_improvement as probability_of_improvement
 from robustnn.report.statistics import Interval as Interval
 from robustnn.report.statistics import aggregate as aggregate
 from robustnn.report.statistics import bootstrap_interval as bootstrap_interval
 from robustnn.report.statistics import iqm as iqm
 from robustnn.report.statistics import mean as mean
+from robustnn.report.statistics import median as median
 from robustnn.report.statistics import paired_difference as paired_difference
 from robustnn.report.statistics import worst_decile as worst_decile
 from robustnn.report.style import Appearance as Appearance

@@ -48,6 +48,15 @@ def iqm(scores: ArrayLike) -> float:
     return float(_iqm(_pooled(scores)))
 
 
+def median(scores: ArrayLike) -> float:
+    """Return the median of all scores.
+
+    Args:
+        scores: any shape, for example (n_seeds, n_episodes); all entries are pooled.
+    """
+    return float(_median(_pooled(scores)))
+
+
 def worst_decile(scores: ArrayLike) -> float:
     """Return the mean of the lowest tenth of the scores: what the bad episodes look like.
 
@@ -64,7 +73,7 @@ def aggregate(scores: ArrayLike, statistic: str = "mean") -> float:
 
     Args:
         scores: any shape, for example (n_seeds, n_episodes).
-        statistic: "mean", "iqm" or "worst_decile".
+        statistic: "mean", "iqm", "median" or "worst_decile".
 
     Raises:
         InvalidArgumentError: the statistic is unknown.
@@ -90,7 +99,7 @@ def bootstrap_interval(
 
     Args:
         scores: (n_seeds,), (n_seeds, n_episodes) or (n_strata, n_seeds, n_episodes), any unit, n_seeds >= 2.
-        statistic: "mean", "iqm" or "worst_decile".
+        statistic: "mean", "iqm", "median" or "worst_decile".
         episodes: "fixed" keeps the episodes, for a conclusion about these initial states; "within" also draws
             episodes anew in every drawn seed; "shared" draws one set of episodes for all seeds, which is
             right when column j is the same initial state in every row.
@@ -134,7 +143,7 @@ def paired_difference(
     Args:
         first: scores of one model, shaped as in `bootstrap_interval`.
         second: scores of the other model on the same seeds and episodes, of the same shape.
-        statistic: "mean", "iqm" or "worst_decile".
+        statistic: "mean", "iqm", "median" or "worst_decile".
         episodes: as in `bootstrap_interval`.
         level: probability content of the interval, in (0, 1).
         n_resamples: number of bootstrap resamples.
@@ -172,9 +181,14 @@ def _worst_decile(pooled: FloatArray) -> FloatArray:
     return np.asarray(np.partition(pooled, k - 1, axis=-1)[..., :k].mean(axis=-1))
 
 
+def _median(pooled: FloatArray) -> FloatArray:
+    return np.asarray(np.median(pooled, axis=-1))
+
+
 _STATISTICS: dict[str, Callable[[FloatArray], FloatArray]] = {
     "mean": _mean,
     "iqm": _iqm,
+    "median": _median,
     "worst_decile": _worst_decile,
 }
 

@@ -137,7 +137,7 @@ def test_pairing_removes_what_the_models_share() -> None:
         (np.zeros((3, 0)), {}, ShapeError, "at least one score"),
         ([[1.0, 2.0], [3.0]], {}, ShapeError, "scores: expected a regular array"),
         ([1.0, float("nan")], {}, NonFiniteError, "1 NaN or infinite of 2"),
-        ([1.0, 2.0], {"statistic": "median"}, InvalidArgumentError, "statistic: expected one of"),
+        ([1.0, 2.0], {"statistic": "mode"}, InvalidArgumentError, "statistic: expected one of"),
         ([1.0, 2.0], {"episodes": "all"}, InvalidArgumentError, "episodes: expected"),
         ([1.0, 2.0], {"level": 95.0}, InvalidArgumentError, "level: expected"),
         ([1.0, 2.0], {"n_resamples": 0}, InvalidArgumentError, "n_resamples: expected"),
