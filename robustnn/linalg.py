@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from scipy.linalg import get_lapack_funcs
 from torch import Tensor
@@ -10,7 +11,7 @@ __all__ = ["accretive_inverse", "cayley", "frobenius_norm", "inverse_cayley", "p
 
 # Below this size one LAPACK call is faster than two half-size inverses and five products.
 _LEAF = 48
-_LEAF_LAPACK = 96
+_LEAF_LAPACK = 128
 
 
 def accretive_inverse(s: Tensor, *, use_lapack: bool = False) -> Tensor:
@@ -22,7 +23,7 @@ def accretive_inverse(s: Tensor, *, use_lapack: bool = False) -> Tensor:
     Args:
         s: Shape (..., n, n).
         use_lapack: Call LAPACK by way of scipy for small blocks, which takes a third of the time of torch's
-            solver; only for one real matrix on the CPU whose gradient nobody asks for.
+            solver; only for real matrices on the CPU whose gradient nobody asks for.
 
     Returns:
         The inverse, shape (..., n, n). NaN where s is not finite.
@@ -47,18 +48,21 @@ def accretive_inverse(s: Tensor, *, use_lapack: bool = False) -> Tensor:
 
 
 def _lapack_inverse(s: Tensor) -> Tensor:
-    matrix = s.numpy().T
-    getrf, getri = _LAPACK[s.dtype]
-    factors, pivots, failed = getrf(matrix)
-    if failed:
-        return torch.full_like(s, torch.nan)
-    inverse, _ = getri(factors, pivots, overwrite_lu=True)
-    return torch.from_numpy(inverse.T)
+    n = s.shape[-1]
+    matrices = s.reshape(-1, n, n).numpy()
+    inverses = np.empty_like(matrices)
+    identity = np.eye(n, dtype=matrices.dtype)
+    # To solve for the unit matrix takes down to a third of the time of LAPACK's own inverse.
+    solve = _SOLVE[s.dtype]
+    for k, matrix in enumerate(matrices):
+        _, _, inverse, failed = solve(matrix.T, identity)
+        inverses[k] = np.nan if failed else inverse.T
+    return torch.from_numpy(inverses).view(s.shape)
 
 
-_LAPACK = {
-    torch.float32: get_lapack_funcs(("getrf", "getri"), dtype="float32"),
-    torch.float64: get_lapack_funcs(("getrf", "getri"), dtype="float64"),
+_SOLVE = {
+    torch.float32: get_lapack_funcs("gesv", dtype="float32"),
+    torch.float64: get_lapack_funcs("gesv", dtype="float64"),
 }
 
 

@@ -12,8 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("name", ["env_throughput", "ppo_throughput", "sandwich"])
+@pytest.mark.parametrize("name", ["env_throughput", "lipsdp", "ppo_throughput", "sandwich"])
 def test_smoke(name: str) -> None:
+    if name == "lipsdp":
+        pytest.importorskip("cvxpy")
+        pytest.importorskip("clarabel")
     command = [sys.executable, "-m", f"benchmarks.{name}", "--smoke"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert run.returncode == 0, run.stderr

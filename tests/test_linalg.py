@@ -120,6 +120,19 @@ def test_accretive_inverse_by_lapack(n: int, dtype: torch.dtype) -> None:
         assert torch.equal(view, before)
 
 
+@pytest.mark.parametrize("n", [1, 5, 130, 200])
+def test_accretive_inverse_by_lapack_of_a_stack(n: int) -> None:
+    """Each matrix its own: one that cannot be inverted leaves the others as they are."""
+    x, y = blocks(n, 5, batch=(2, 2))
+    s = torch.eye(n, dtype=torch.float64) + x - x.mT + y.mT @ y
+    expected = np.linalg.inv(s.numpy())
+    np.testing.assert_allclose(accretive_inverse(s, use_lapack=True), expected, rtol=0, atol=50 * n * EPS)
+    s[0, 1] = math.nan
+    inverse = accretive_inverse(s, use_lapack=True)
+    assert not bool(inverse[0, 1].isfinite().any())
+    np.testing.assert_allclose(inverse[1], expected[1], rtol=0, atol=50 * n * EPS)
+
+
 @pytest.mark.parametrize("use_lapack", [False, True])
 @pytest.mark.parametrize("n", [3, 130, 300])
 def test_accretive_inverse_tells_of_bad_input_by_nan(n: int, use_lapack: bool) -> None:

@@ -37,7 +37,7 @@ class KeepActionMaps(BaseCallback):
 
     def _keep(self) -> None:
         while self.pending and self.num_timesteps >= self.pending[0]:
-            self.maps[self.pending.pop(0)] = action_map(self.model.policy)  # type: ignore[arg-type]
+            self.maps[self.pending.pop(0)] = action_map(self.model.policy)
 
     def _on_rollout_start(self) -> None:
         self._keep()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from experiments.toy.config import Config, Model
-from robustnn import LBDN
-from robustnn.bounds import lower_bound
+from experiments.toy.exact import linear_pieces
+from robustnn import LBDN, ExplicitMLP
+from robustnn.bounds import lipsdp, lower_bound
 from robustnn.nn.baselines import AOLNet, CayleyNet
 from robustnn.nn.init import balanced_
 from robustnn.nn.module import ExplicitModule
@@ -56,36 +58,69 @@ def initialised(net: LBDN, init: str) -> LBDN:
 
 
 def train_and_measure(config: Config, model: Model, seed: int) -> dict[str, Any]:
-    """Train a network and return its errors, its largest gain found, and its output on the test grid."""
+    """Train a network and return its errors, its Lipschitz constant with bounds from both sides, and its outputs.
+
+    What is measured are the exported float32 weights, in float64: the largest gain that the search finds, the
+    constant itself, and the LipSDP bound (none for SLL networks, whose shortcuts it cannot see).
+    """
     start = time.perf_counter()
     x = torch.from_numpy(_generator(seed, _INPUTS).uniform(-2.0, 2.0, (config.n_train, 1))).float()
     torch.manual_seed(int(_generator(seed, _WEIGHTS).integers(2**31)))
     net = build(config, model)
-    fit(net, x, target(x), config, _generator(seed, _BATCHES))
+    trained = layer_by_layer(net) if model.layerwise and isinstance(net, LBDN) else net
+    fit(trained, net.parameters(), x, config, _generator(seed, _BATCHES))
     seconds = time.perf_counter() - start
     grid = test_grid(config)
     with torch.no_grad():
         prediction = net(grid)
         function = net.residual() if isinstance(net, SLLNet) else net.explicit()
         train_mse = functional.mse_loss(net(x), target(x))
-    # What is measured are the float32 weights, evaluated in float64.
     exact = function.map(torch.Tensor.double)
     starts = _generator(seed, _PAIRS).uniform(-2.0, 2.0, (config.pairs * config.restarts, 1))
     witness = lower_bound(exact, torch.from_numpy(starts), iterations=config.ascent_steps)
+    pieces = linear_pieces(exact if isinstance(exact, ExplicitMLP) else exact.to_mlp())
     return {
         "train_mse": float(train_mse),
         "test_mse": float(functional.mse_loss(prediction, target(grid))),
         "gain": witness.value,
         "gain_history": [round(value, 5) for value in witness.history[:: max(1, config.ascent_steps // 10)]],
+        "constant": pieces.constant,
+        "pieces": len(pieces.slopes),
+        "lipsdp": None if isinstance(net, SLLNet) else lipsdp(net, iterations=config.lipsdp_steps).value,
         "prediction": [round(value, 5) for value in prediction.squeeze(-1).tolist()],
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "seconds": round(seconds, 2),
     }
 
 
-def fit(net: ExplicitModule, x: Tensor, y: Tensor, config: Config, generator: np.random.Generator) -> None:
+def layer_by_layer(net: LBDN) -> Callable[[Tensor], Tensor]:
+    """Return the function of a sandwich network as it was published: one layer after the other.
+
+    It differs from `net` in rounding only.
+    """
+
+    def function(x: Tensor) -> Tensor:
+        root = net.lipschitz**0.5
+        *hidden, last = net.layers
+        state = root * x
+        for layer in hidden:
+            state = layer(state)
+        output: Tensor = last(root * state)
+        return output
+
+    return function
+
+
+def fit(
+    function: Callable[[Tensor], Tensor],
+    parameters: Iterable[Tensor],
+    x: Tensor,
+    config: Config,
+    generator: np.random.Generator,
+) -> None:
     """Minimise the mean squared error by Adam; the learning rate changes with every batch."""
-    optimizer = torch.optim.Adam(net.parameters(), lr=config.max_lr)
+    y = target(x)
+    optimizer = torch.optim.Adam(parameters, lr=config.max_lr)
     batches = -(-len(x) // config.batch_size)
     for epoch in range(config.epochs):
         order = torch.from_numpy(generator.permutation(len(x)))
@@ -93,7 +128,7 @@ def fit(net: ExplicitModule, x: Tensor, y: Tensor, config: Config, generator: np
             progress = (epoch + (k + 1) / batches) / config.epochs
             optimizer.param_groups[0]["lr"] = learning_rate(config, progress)
             optimizer.zero_grad()
-            functional.mse_loss(net(x[chosen]), y[chosen]).backward()
+            functional.mse_loss(function(x[chosen]), y[chosen]).backward()
             optimizer.step()
 
 

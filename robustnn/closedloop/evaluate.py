@@ -27,7 +27,7 @@ from robustnn.closedloop.rollout import check_plant, rollout
 from robustnn.errors import CheckpointError, check_positive_int, invalid
 from robustnn.files import atomic_write_text
 from robustnn.params.explicit import ExplicitMLP
-from robustnn.policies.scaling import ActionMap
+from robustnn.policies.action_map import ActionMap
 
 if TYPE_CHECKING:
     from robustnn.envs.plant import Plant

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robustnn.closedloop.ball import Ball, Norm
 from robustnn.errors import check_nonnegative, check_positive_int
-from robustnn.policies.scaling import ActionMap
+from robustnn.policies.action_map import ActionMap
 
 if TYPE_CHECKING:
     from robustnn.envs.plant import Plant
@@ -160,6 +160,18 @@ class Process(ABC):
             Perturbed observation, shape (..., n_y).
         """
 
+    def actuate(self, step: int, action: Tensor) -> Tensor:
+        """Return what the plant receives of the policy's action.
+
+        Args:
+            step: Index of the step; called once for each, in order.
+            action: Action of the policy, shape (..., n_u).
+
+        Returns:
+            Shape (..., n_u).
+        """
+        return action
+
     def convergence(self) -> tuple[Convergence, ...]:
         """Return the convergence of an attack; empty for anything else."""
         return ()
@@ -173,6 +185,10 @@ class Perturbation(ABC):
     @abstractmethod
     def start(self, loop: Loop) -> Process:
         """Return the process of one batch of episodes."""
+
+    def plant(self, plant: Plant) -> Plant:
+        """Return the plant that is simulated in the place of the nominal one, which the policy was made for."""
+        return plant
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Trajectory:
         states: True states, shape (T + 1, *shape, n_x). A terminated episode stays in its terminal state.
         observations: True observations, shape (T, *shape, n_y).
         perturbed: Observations that the policy saw, shape (T, *shape, n_y).
-        actions: Shape (T, *shape, n_u).
+        actions: What the plant received, shape (T, *shape, n_u).
         rewards: Shape (T, *shape); zero after termination.
         alive: Whether the episode was running when the step began, shape (T, *shape).
         convergence: How attacks converged; empty for anything else.
@@ -62,7 +62,7 @@ class Record:
         states: T + 1 tensors (*shape, n_x).
         observations: T tensors (*shape, n_y).
         perturbed: T tensors (*shape, n_y).
-        actions: T tensors (*shape, n_u).
+        actions: T tensors (*shape, n_u), as the plant received them.
         done: T + 1 tensors (*shape), bool.
     """
 
@@ -86,6 +86,7 @@ def simulate(
     steps: int,
     perturb: Callable[[int, Tensor, Tensor], Tensor],
     done: Tensor | None = None,
+    actuate: Callable[[int, Tensor], Tensor] | None = None,
 ) -> Record:
     """Advance the closed loop without any check; differentiable where gradients are enabled.
 
@@ -96,6 +97,7 @@ def simulate(
         steps: Number of steps.
         perturb: Maps step, state and observation to what the policy sees.
         done: Episodes that have ended before, shape (*shape); None to ask the plant.
+        actuate: Maps step and action to what the plant receives; None for the action itself.
 
     Returns:
         The record of the steps.
@@ -106,6 +108,8 @@ def simulate(
         observation = plant.observation(state)
         seen = perturb(step, state, observation)
         action = policy(seen)
+        if actuate is not None:
+            action = actuate(step, action)
         state = torch.where(done.unsqueeze(-1), state, plant.transition(state, action))
         done = done | plant.terminal(state)
         record.states.append(state)
@@ -133,7 +137,8 @@ def rollout(
         policy: Maps observations (..., n_y) to actions (..., n_u).
         state0: Start states, shape (E, n_x), or (S, E, n_x) for a stack of S policies.
         steps: Length of the episodes; None for the plant's horizon.
-        perturbation: What happens to the observations; None for nothing.
+        perturbation: What happens to observations, actions and plant; None for nothing. Attacks know the nominal
+            plant, the one given here.
         seeds: E episode seeds for the random parts of the perturbation; None for 0, 1, ..., E - 1.
         differentiable: Keep the graph from `state0` and the policy's weights to the trajectory. The
             perturbation of an attack is a constant in it.
@@ -170,13 +175,14 @@ def rollout(
         _check_policy(plant, policy, state0)
         loop = Loop(plant, policy, steps, shape, seeds, state0.dtype, state0.device)
         process = perturbation.start(loop)
-        record = simulate(plant, policy, state0, steps, process)
+        simulated = perturbation.plant(plant)
+        record = simulate(simulated, policy, state0, steps, process, actuate=process.actuate)
         trajectory = Trajectory(
             torch.stack(record.states),
             torch.stack(record.observations),
             torch.stack(record.perturbed),
             torch.stack(record.actions),
-            record.rewards(plant),
+            record.rewards(simulated),
             ~torch.stack(record.done[:-1]),
             process.convergence(),
         )

@@ -1,5 +1,7 @@
-"""Networks: the sandwich layer, the LBDN, and the unbounded MLP under the same interface."""
+"""Networks: the sandwich layer, the LBDN, other bounded networks and the unbounded MLP under the same interface."""
 
+from robustnn.nn.baselines import AOLNet as AOLNet
+from robustnn.nn.baselines import CayleyNet as CayleyNet
 from robustnn.nn.convert import as_explicit as as_explicit
 from robustnn.nn.export import load_layout as load_layout
 from robustnn.nn.export import load_network as load_network
@@ -13,3 +15,4 @@ from robustnn.nn.onnx_model import to_onnx as to_onnx
 from robustnn.nn.sandwich import SandwichLayer as SandwichLayer
 from robustnn.nn.schedule import LipschitzSchedule as LipschitzSchedule
 from robustnn.nn.schedule import lipschitz_penalty as lipschitz_penalty
+from robustnn.nn.sll import SLLNet as SLLNet

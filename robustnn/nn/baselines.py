@@ -9,7 +9,8 @@ network                      layer                                          how 
 ===========================  =============================================  =======================================
 
 All three bound every layer by one on its own, and the network by the product; the sandwich parameterisation bounds
-the composition. They have the interface of `LBDN`: `lipschitz`, `explicit()`, freezing, `to_mlp()`.
+the composition. They have the interface of `LBDN`: `lipschitz`, `explicit()`, freezing, `to_mlp()`, and a bound that
+travels with the state dict.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustnn.errors import check_positive, check_positive_int
-from robustnn.nn.lbdn import check_widths
-from robustnn.nn.module import ExplicitModule, check_floating
-from robustnn.params.activations import resolve_activation
+from robustnn.errors import check_positive_int
+from robustnn.nn.bounded import BoundedNet, add_affine_parameters
+from robustnn.nn.module import ExplicitModule
 from robustnn.params.direct import SandwichParams
 from robustnn.params.explicit import ExplicitMLP
 from robustnn.params.maps import rounding_margin, sandwich_factors
@@ -35,6 +35,7 @@ __all__ = ["AOLLinear", "AOLNet", "CayleyLinear", "CayleyNet"]
 class _BoundedLinear(ExplicitModule):
     """An affine map x -> W x + b with a constraint on W; sub-classes say which."""
 
+    weight: nn.Parameter
     bias: nn.Parameter | None
 
     def __init__(
@@ -49,12 +50,12 @@ class _BoundedLinear(ExplicitModule):
         super().__init__()
         self.in_features = check_positive_int("in_features", in_features)
         self.out_features = check_positive_int("out_features", out_features)
-        check_floating("dtype", dtype)
-        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
-        self.register_parameter("bias", None)
-        if bias:
-            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
-            nn.init.uniform_(self.bias, -1.0 / math.sqrt(in_features), 1.0 / math.sqrt(in_features))
+        add_affine_parameters(self, self.in_features, self.out_features, bias, device, dtype)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Fill the weight, and add further parameters."""
+        raise TypeError(f"{type(self).__name__} must define _initialise()")
 
     @property
     def lipschitz(self) -> float:
@@ -98,16 +99,7 @@ class AOLLinear(_BoundedLinear):
         torch.Size([5, 8])
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
+    def _initialise(self) -> None:
         nn.init.xavier_normal_(self.weight)
 
     def matrix(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -145,17 +137,9 @@ class CayleyLinear(_BoundedLinear):
         True
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
-        nn.init.uniform_(self.weight, -1.0 / math.sqrt(in_features), 1.0 / math.sqrt(in_features))
+    def _initialise(self) -> None:
+        root = math.sqrt(self.in_features)
+        nn.init.uniform_(self.weight, -1.0 / root, 1.0 / root)
         self.alpha = nn.Parameter(self.weight.detach().norm())
 
     def matrix(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -167,7 +151,7 @@ class CayleyLinear(_BoundedLinear):
         return q.mT if wide else q
 
 
-class _LinearNet(ExplicitModule):
+class _LinearNet(BoundedNet):
     r"""$y = \sqrt\gamma W_L \sigma(\dots \sigma(\sqrt\gamma W_0 x + b_0)) + b_L$ with $\|W_k\|_2 \le 1$."""
 
     layer_class: ClassVar[type[_BoundedLinear]]
@@ -184,22 +168,12 @@ class _LinearNet(ExplicitModule):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.in_features = check_positive_int("in_features", in_features)
-        self.hidden_features = check_widths("hidden_features", hidden_features)
-        self.out_features = check_positive_int("out_features", out_features)
-        self._lipschitz = check_positive("lipschitz", lipschitz)
-        self.activation = resolve_activation(activation).name
+        super().__init__(in_features, hidden_features, out_features, lipschitz, activation)
         widths = (self.in_features, *self.hidden_features, self.out_features)
         self.layers = nn.ModuleList(
             self.layer_class(n_in, n_out, bias=bias, device=device, dtype=dtype)
             for n_in, n_out in zip(widths, widths[1:], strict=False)
         )
-
-    @property
-    def lipschitz(self) -> float:
-        """The guaranteed bound gamma."""
-        return self._lipschitz
 
     def _explicit(self, dtype: torch.dtype | None = None) -> ExplicitMLP:
         parts = [layer._explicit(dtype) for layer in self.layers]  # type: ignore[operator]
@@ -208,10 +182,6 @@ class _LinearNet(ExplicitModule):
         weights[0] = root * weights[0]
         weights[-1] = root * weights[-1]
         return ExplicitMLP(tuple(weights), tuple(part.biases[0] for part in parts), self.activation)
-
-    def extra_repr(self) -> str:
-        """Summarise the network for `repr`."""
-        return f"lipschitz={self._lipschitz:g}, activation={self.activation}"
 
 
 class AOLNet(_LinearNet):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustnn.errors import check_positive, check_positive_int, check_shape, invalid
-from robustnn.nn.lbdn import check_widths
-from robustnn.nn.module import ExplicitModule, check_floating
+from robustnn.errors import check_positive_int, check_shape, invalid
+from robustnn.nn.bounded import BoundedNet, add_affine_parameters
+from robustnn.nn.module import CountedModule
 from robustnn.params.explicit import ExplicitMLP
 from robustnn.params.maps import rounding_margin
 
@@ -77,7 +77,7 @@ class ExplicitResidual:
         return ExplicitMLP(tuple(weights), (*biases, None), "relu")
 
 
-class SLLBlock(nn.Module):
+class SLLBlock(CountedModule):
     r"""The parameters of one residual block, 1-Lipschitz from R^n to R^n (Araujo et al., ICLR 2023, Theorem 3).
 
     $$x^+ = x - 2 W T^{-1} \mathrm{relu}(W^T x + b), \qquad
@@ -93,6 +93,7 @@ class SLLBlock(nn.Module):
         dtype: Floating dtype of the parameters.
     """
 
+    weight: nn.Parameter
     bias: nn.Parameter | None
 
     def __init__(
@@ -107,13 +108,8 @@ class SLLBlock(nn.Module):
         super().__init__()
         n = check_positive_int("state_features", state_features)
         m = check_positive_int("inner_features", inner_features)
-        check_floating("dtype", dtype)
-        self.weight = nn.Parameter(torch.empty(m, n, device=device, dtype=dtype))
+        add_affine_parameters(self, n, m, bias, device, dtype)
         nn.init.xavier_normal_(self.weight)
-        self.register_parameter("bias", None)
-        if bias:
-            self.bias = nn.Parameter(torch.empty(m, device=device, dtype=dtype))
-            nn.init.uniform_(self.bias, -1.0 / math.sqrt(n), 1.0 / math.sqrt(n))
         self.log_q = nn.Parameter(torch.rand(m, device=device, dtype=dtype).clamp_min(1e-3).log())
 
     def factors(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -126,7 +122,7 @@ class SLLBlock(nn.Module):
         return weight, 2.0 * weight.mT / t.clamp_min(torch.finfo(t.dtype).tiny), bias
 
 
-class SLLNet(ExplicitModule):
+class SLLNet(BoundedNet):
     r"""A network of residual SLL blocks, $\gamma$-Lipschitz, with relu.
 
     $$x_0 = \sqrt\gamma \begin{bmatrix} x \\ 0 \end{bmatrix}, \quad
@@ -163,24 +159,14 @@ class SLLNet(ExplicitModule):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.in_features = check_positive_int("in_features", in_features)
-        self.hidden_features = check_widths("hidden_features", hidden_features)
-        self.out_features = check_positive_int("out_features", out_features)
-        self._lipschitz = check_positive("lipschitz", lipschitz)
+        super().__init__(in_features, hidden_features, out_features, lipschitz, "relu")
         if not self.hidden_features:
             raise invalid("hidden_features", "at least one width", "none", "Pass for example (64, 64).")
-        self.activation = "relu"
         self.state_features = max(self.in_features, *self.hidden_features, self.out_features)
         self.layers = nn.ModuleList(
             SLLBlock(self.state_features, width, bias=bias, device=device, dtype=dtype)
             for width in self.hidden_features
         )
-
-    @property
-    def lipschitz(self) -> float:
-        """The guaranteed bound gamma."""
-        return self._lipschitz
 
     def residual(self) -> ExplicitResidual:
         """Return the network by value with its shortcuts; without gradients in float64, rounded once."""

@@ -56,8 +56,11 @@ class LBDNConversion(torch.autograd.Function):
 
     @staticmethod
     def applicable() -> bool:
-        """Whether the node serves here: gradients are on, and neither torch.func nor torch.compile is active."""
-        return torch.is_grad_enabled() and not transforms_active() and not torch.compiler.is_compiling()
+        """Whether the node serves here: gradients are on, and no transform, compiler or tracer looks into it."""
+        watched = (
+            transforms_active() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        )
+        return torch.is_grad_enabled() and not watched
 
     @staticmethod
     def forward(

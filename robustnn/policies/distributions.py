@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import math
+from typing import Any, TypeVar
 
 import torch
-from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
+from stable_baselines3.common.distributions import (
+    DiagGaussianDistribution,
+    Distribution,
+    SquashedDiagGaussianDistribution,
+    StateDependentNoiseDistribution,
+)
 from torch import Tensor
 from torch.distributions import Normal
 
 from robustnn.errors import NonFiniteError
 
-__all__ = ["CheckedGaussian", "without_graph"]
+__all__ = ["CheckedGaussian", "copyable", "without_graph"]
+
+AnyDistribution = TypeVar("AnyDistribution", bound=Distribution)
 
 
 class CheckedGaussian(DiagGaussianDistribution):
@@ -48,7 +55,7 @@ class CheckedGaussian(DiagGaussianDistribution):
         return self
 
 
-def without_graph(action_dist: Distribution) -> Distribution:
+def without_graph(action_dist: AnyDistribution) -> AnyDistribution:
     """Return a copy of an action distribution that holds no graph and no distribution of the last batch.
 
     Args:
@@ -57,10 +64,54 @@ def without_graph(action_dist: Distribution) -> Distribution:
     Returns:
         A shallow copy.
     """
-    result = copy.copy(action_dist)
+    return _with_state(type(action_dist), _state_without_graph(action_dist))
+
+
+def _with_state(kind: type[AnyDistribution], state: dict[str, Any]) -> AnyDistribution:
+    result = kind.__new__(kind)
+    vars(result).update(state)
+    return result
+
+
+def _state_without_graph(action_dist: Distribution) -> dict[str, Any]:
+    state = {}
     for name, value in vars(action_dist).items():
         if isinstance(value, torch.distributions.Distribution):
-            delattr(result, name)
-        elif isinstance(value, Tensor):
-            setattr(result, name, value.detach())
-    return result
+            continue
+        if isinstance(value, list):  # one distribution per component
+            value = [item for item in value if not isinstance(item, torch.distributions.Distribution)]
+        state[name] = value.detach() if isinstance(value, Tensor) else value
+    return state
+
+
+class _Copyable(Distribution):
+    """A distribution that is copied and pickled without its graph: an actor of SB3 holds one."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _state_without_graph(self)
+
+
+class _SquashedGaussian(_Copyable, SquashedDiagGaussianDistribution):
+    pass
+
+
+class _StateDependentNoise(_Copyable, StateDependentNoiseDistribution):
+    pass
+
+
+_COPYABLE: dict[type, type[_Copyable]] = {
+    SquashedDiagGaussianDistribution: _SquashedGaussian,
+    StateDependentNoiseDistribution: _StateDependentNoise,
+}
+
+
+def copyable(action_dist: Distribution) -> Distribution:
+    """Return the action distribution of an SB3 actor in a form that can be copied after training.
+
+    Args:
+        action_dist: SB3's object, squashed Gaussian or gSDE.
+
+    Returns:
+        An object with its settings.
+    """
+    return _with_state(_COPYABLE[type(action_dist)], vars(action_dist))

@@ -1,335 +1,215 @@
 r"""The bound in the units of the task: from the raw observation to the action that the plant receives.
 
 The deterministic predict path of a policy is a chain of maps. With diagonal scales it stays a weighted
-Lipschitz bound, which is never worse than the plain one:
+Lipschitz bound, which is never worse than the product of the plain factors:
 
 =====================================  ==========================================================
 stage                                  effect on $\|\Delta\|$
 =====================================  ==========================================================
+`VecFrameStack` of k frames            an error in every frame counts $\sqrt k$ times one error
 `VecNormalize` (frozen statistics)     component i multiplied by $1/\sqrt{var_i + \epsilon}$; clipping <= 1
+one-hot code of a discrete quantity    a jump of $\sqrt2$ (binary: 1); no small change exists
 observation scale D                    component i multiplied by $1/d_i$
 network                                at most gamma
 clipping to [low, high]                at most 1
 tanh and rescaling to [low, high]      component i multiplied by at most $(high_i - low_i)/2$
 =====================================  ==========================================================
+
+The network stands for the weights as they are rounded to float32: an LBDN keeps its gamma after rounding, and LipSDP
+is applied to the rounded weights. Rounding in the evaluation comes on top, see `Bound`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
-from numpy.typing import ArrayLike, NDArray
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import FlattenExtractor
-from stable_baselines3.common.vec_env import (
-    VecEnv,
-)
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
 
-from robustnn.errors import (
-    InvalidArgumentError,
-    ShapeError,
-    UnsupportedSpaceError,
-    invalid,
-)
-from robustnn.nn.module import ExplicitModule
-from robustnn.params.activations import resolve_activation
-from robustnn.params.explicit import ExplicitMLP
-from robustnn.policies.extractors import ObservationScale
-from robustnn.policies.normalization import Normalization, normalization_of
+from robustnn.bounds import lipsdp
+from robustnn.errors import UnsupportedSpaceError, invalid
+from robustnn.policies.action_map import action_map
+from robustnn.policies.bound import Bound, Stage
+from robustnn.policies.networks import Decider, check_methods, decider_of
+from robustnn.policies.normalization import is_drifting, normalization_of
+from robustnn.policies.observation import is_one_hot
+from robustnn.policies.wrappers import drifts_inside, environment_notes, frames_of, sensor_names
 
-__all__ = ["ActionMap", "Bound", "action_map"]
+__all__ = ["Bound", "Stage", "policy_bound"]
 
 
-@dataclass(frozen=True)
-class Bound:
-    r"""A weighted l2 Lipschitz bound of the map from raw observation to deterministic action.
-
-    $$\|D_a^{-1}(a - a')\|_2 \le \gamma \, \|D_o^{-1}(o - o')\|_2$$
-
-    For discrete actions the map is the one to the logits.
-
-    Attributes:
-        lipschitz: gamma.
-        observation_scale: Diagonal of D_o, one entry per raw observation component, in its unit.
-        action_scale: Diagonal of D_a, one entry per action component, in its unit.
-    """
-
-    lipschitz: float
-    observation_scale: tuple[float, ...]
-    action_scale: tuple[float, ...]
-
-    @property
-    def plain(self) -> float:
-        r"""Bound in unweighted norms: $\gamma \max(D_a) / \min(D_o)$."""
-        return self.lipschitz * max(self.action_scale) / min(self.observation_scale)
-
-    def action_change(self, observation_change: ArrayLike) -> NDArray[np.float64]:
-        r"""Largest $\|D_a^{-1} \Delta a\|_2$ that a given observation error can cause.
-
-        Args:
-            observation_change: Observation errors, shape (..., n_obs), in raw units.
-
-        Returns:
-            Shape (...).
-
-        Raises:
-            ShapeError: If the last axis is not n_obs.
-        """
-        change = np.asarray(observation_change, dtype=np.float64)
-        if change.ndim == 0 or change.shape[-1] != len(self.observation_scale):
-            raise ShapeError(
-                f"observation_change: expected shape (..., {len(self.observation_scale)}), got {change.shape}. "
-                "Give one error per observation component."
-            )
-        return self.lipschitz * np.linalg.norm(change / np.asarray(self.observation_scale), axis=-1)
-
-
-@dataclass(frozen=True, eq=False)
-class ActionMap:
-    """The whole deterministic predict path by value: a differentiable function from raw observation to action.
-
-    Attributes:
-        network: Explicit weights, raw (or normalised) observation -> mean action or logits.
-        normalization: Applied to the raw observation first; None for none.
-        low: Lower action limits, shape (n_act,); None for discrete actions (the map returns logits).
-        high: Upper action limits, shape (n_act,).
-        squash: Whether actions are tanh-squashed and rescaled to [low, high]; otherwise they are clipped.
-        clip_leak: Slope that gradients see where an action is clipped. Zero is the truth; gradient attacks use
-            a positive one, because a clipped action tells them no direction. Values are the same.
-
-    Example:
-        >>> policy_map = action_map(model.policy, vec_env)  # doctest: +SKIP
-        >>> policy_map(torch.as_tensor(raw_observations))  # doctest: +SKIP
-    """
-
-    network: ExplicitMLP
-    normalization: Normalization | None = None
-    low: Tensor | None = None
-    high: Tensor | None = None
-    squash: bool = False
-    clip_leak: float = 0.0
-
-    def __call__(self, observation: Tensor) -> Tensor:
-        """Return the deterministic actions (or the logits) of raw observations.
-
-        Args:
-            observation: Shape (..., n_obs), raw units; (S, E, n_obs) for a stack of S policies.
-
-        Returns:
-            Shape (..., n_act), in the units of the action space.
-        """
-        features = observation if self.normalization is None else self.normalization(observation)
-        output = self.network(features)
-        if self.low is None or self.high is None:
-            return output
-        if self.squash:
-            return self.low + 0.5 * (self.high - self.low) * (output.tanh() + 1.0)
-        action = torch.minimum(torch.maximum(output, self.low), self.high)
-        if self.clip_leak:
-            beyond = self.clip_leak * (output - action)
-            action = action + (beyond - beyond.detach())
-        return action
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ActionMap:
-        """Return a copy on another device or in another dtype."""
-
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device=device, dtype=dtype)
-
-        normalization = self.normalization
-        if normalization is not None:
-            normalization = Normalization(
-                normalization.mean.to(device=device, dtype=dtype),
-                normalization.std.to(device=device, dtype=dtype),
-                normalization.clip,
-            )
-        network = self.network.to(device=device, dtype=dtype)
-        return replace(
-            self, network=network, normalization=normalization, low=move(self.low), high=move(self.high)
-        )
-
-    @staticmethod
-    def stack(maps: Sequence[ActionMap]) -> ActionMap:
-        """Stack policies of one architecture: the result maps (S, E, n_obs) to (S, E, n_act).
-
-        Args:
-            maps: At least one policy; equal shapes, squashing and action limits.
-
-        Returns:
-            The stack.
-
-        Raises:
-            InvalidArgumentError: If they differ in architecture, action limits or use of normalisation.
-        """
-        network = ExplicitMLP.stack([m.network for m in maps])
-        first = maps[0]
-        for k, other in enumerate(maps):
-            same_limits = (first.low is None) == (other.low is None) and (
-                first.low is None
-                or (torch.equal(first.low, other.low) and torch.equal(first.high, other.high))  # type: ignore[arg-type]
-            )
-            if not same_limits or other.squash != first.squash:
-                raise InvalidArgumentError(
-                    f"maps: expected equal action limits and squashing, got a difference at index {k}. "
-                    "Stack only policies of one task."
-                )
-        normalization = None
-        if any(m.normalization is not None for m in maps):
-            parts = [m.normalization for m in maps if m.normalization is not None]
-            if len(parts) != len(maps) or any(p.clip != parts[0].clip for p in parts):
-                raise InvalidArgumentError(
-                    "maps: expected all or none to be normalised, with one clip, got a mixture. "
-                    "Stack them separately."
-                )
-            normalization = Normalization(
-                torch.stack([p.mean for p in parts]).unsqueeze(-2),
-                torch.stack([p.std for p in parts]).unsqueeze(-2),
-                parts[0].clip,
-            )
-        return replace(first, network=network, normalization=normalization)
-
-
-def action_map(
-    policy: ActorCriticPolicy, vec_env: VecEnv | None = None, *, dtype: torch.dtype = torch.float64
-) -> ActionMap:
-    """Return the deterministic predict path of an actor-critic policy by value.
-
-    Works for `LBDNActorCriticPolicy` and for SB3's own `MlpPolicy` (PPO, A2C).
+def policy_bound(
+    policy: Any, vec_env: VecEnv | None = None, *, require_frozen: bool = True, method: str = "auto"
+) -> Bound:
+    """Compose the bound from raw observation to action from the live objects.
 
     Args:
-        policy: The policy, with Box or Discrete actions and vector observations.
-        vec_env: The vector environment whose `VecNormalize`, if any, feeds the policy.
-        dtype: Dtype of the result; float64 evaluates the float32 weights without further rounding.
+        policy: A policy or a model: of this package, or SB3's own (PPO, A2C, TRPO, MaskablePPO, SAC, TD3, DDPG, TQC,
+            DQN, QRDQN).
+        vec_env: The vector environment that feeds it, for its `VecNormalize` and `VecFrameStack`. A raw observation
+            is what the environments inside it return; what gymnasium wrappers do before is part of the plant, and
+            is noted where it can be seen.
+        require_frozen: Whether to refuse statistics that still change. Without it the bound is that of this moment,
+            and carries no digests.
+        method: "declared" for the bound that the network's construction guarantees, "lipsdp" for the tightest one
+            computed from its weights (seconds for two layers of 64, up to a minute for 400 and 300), "auto" for the
+            first where there is one.
 
     Returns:
-        Raw observation -> what `predict(..., deterministic=True)` returns (logits for Discrete actions), on
-        the policy's device, without graph.
+        The bound with its stages.
 
     Raises:
-        InvalidArgumentError: If a part of the policy is not a plain feed-forward network.
-        UnsupportedSpaceError: If the action space is neither Box nor Discrete.
+        InvalidArgumentError: If the statistics of a normalisation still change, or a stage is of unknown gain.
+        UnsupportedSpaceError: If a space is not supported, or an action has no range to be rescaled to.
 
     Example:
-        >>> from stable_baselines3 import PPO
-        >>> model = PPO("MlpPolicy", "Pendulum-v1", device="cpu")
-        >>> action_map(model.policy)(torch.zeros(4, 3, dtype=torch.float64)).shape
-        torch.Size([4, 1])
+        >>> from stable_baselines3 import TD3
+        >>> model = TD3("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[8]), device="cpu")
+        >>> [stage.name for stage in policy_bound(model).stages]
+        ['network', 'tanh, rescaled']
     """
-    if not isinstance(policy, ActorCriticPolicy):
-        raise invalid(
-            "policy",
-            "an ActorCriticPolicy (PPO, A2C)",
-            type(policy).__name__,
-            "Pass model.policy of PPO or A2C.",
+    if method not in ("auto", "declared", "lipsdp"):
+        raise invalid("method", "'auto', 'declared' or 'lipsdp'", repr(method), "Choose one of these.")
+    owner, policy = policy, getattr(policy, "policy", policy)
+    decider = decider_of(policy)
+    check_methods(policy)
+    drifting = is_drifting(vec_env)
+    if require_frozen:
+        _check_frozen(vec_env, drifting)
+    space = policy.observation_space
+    normalization = normalization_of(vec_env, space)
+    names = sensor_names(vec_env, space)
+    one_hot = is_one_hot(space)
+    speaks = ~one_hot if not one_hot.all() else one_hot
+    frames = frames_of(vec_env)
+    input_scale = decider.scale().double().cpu().numpy()
+    scale = input_scale
+    stages: list[Stage] = []
+
+    def divide(name: str, by: NDArray[np.float64], word: str) -> None:
+        k = int(np.where(speaks, by, np.inf).argmin())
+        stages.append(Stage(name, float(1.0 / by[k]), f"largest for {names[k]}, of {word} {by[k]:.4g}"))
+
+    if frames > 1:
+        stages.append(
+            Stage(f"{frames} stacked frames", 1.0, f"{math.sqrt(frames):.4g} for an error in every frame")
         )
-    with torch.no_grad():
-        network = _actor_network(policy).to(dtype=dtype)
-    n_obs = network.in_features
-    device = network.weights[0].device
-    extractor = policy.pi_features_extractor
-    if isinstance(extractor, ObservationScale):
-        scale = extractor.scale.to(device=device, dtype=dtype)
-        network = replace(network, weights=(network.weights[0] / scale, *network.weights[1:]))
-    elif type(extractor) is not FlattenExtractor:
-        raise invalid(
-            "policy.features_extractor",
-            "FlattenExtractor or ObservationScale",
-            type(extractor).__name__,
-            "The gain of other extractors is unknown; move what they do into the environment.",
-        )
-    normalization = normalization_of(vec_env, n_obs)
-    space = policy.action_space
-    if isinstance(space, spaces.Discrete):
-        result = ActionMap(network, normalization)
-    elif isinstance(space, spaces.Box):
-        low, high = (torch.as_tensor(limit.reshape(-1)) for limit in (space.low, space.high))
-        result = ActionMap(network, normalization, low, high, bool(policy.squash_output))
-    else:
-        raise UnsupportedSpaceError(
-            f"policy.action_space: expected Box or Discrete, got {space}. Choose one of these action spaces."
-        )
-    return result.to(device=device, dtype=dtype)
+    if normalization is not None:
+        std = normalization.std.numpy()
+        scale = input_scale * std
+        divide("VecNormalize", std, "std")
+    if one_hot.any():
+        stages.append(Stage("one-hot codes", 1.0, "discrete parts jump; the bound speaks of the others"))
+    if (input_scale != 1.0).any():
+        divide("observation scale", input_scale, "scale")
+    gamma, inside, outside, note = _network_bound(decider, method)
+    half = _half_ranges(policy.action_space, decider)
+    stages.append(Stage("network", gamma * float(outside.max() / inside.min()), note))
+    if decider.mean_clip is not None:
+        stages.append(Stage("clipped mean", 1.0, f"to +-{decider.mean_clip:g}"))
+    if decider.squash:
+        stages.append(Stage("tanh, rescaled", float(half.max()), "half the action range"))
+    elif decider.output == "action":
+        stages.append(Stage("clipped to limits", 1.0))
+    policy_map = action_map(policy, vec_env) if require_frozen else None
+    observation_scale, action_scale = scale * inside, np.broadcast_to(outside * half, half.shape)
+    for name, values in (("observation_scale", observation_scale), ("action_scale", action_scale)):
+        if not (np.isfinite(values) & (values > 0.0)).all():
+            raise invalid(name, "positive numbers", values.tolist(), "A scale or the statistics are damaged.")
+    return Bound(
+        gamma,
+        tuple(observation_scale.tolist()),
+        tuple(action_scale.tolist()),
+        frames,
+        decider.output,
+        tuple(stages),
+        tuple(one_hot.tolist()) if one_hot.any() else (),
+        names,
+        _notes(owner, vec_env, drifting or drifts_inside(vec_env)),
+        "" if policy_map is None else policy_map.network_sha256,
+        "" if policy_map is None else policy_map.statistics_sha256,
+    )
 
 
-def _actor_network(policy: ActorCriticPolicy) -> ExplicitMLP:
-    """Explicit weights of features -> mean action or logits."""
-    trunk = list(policy.mlp_extractor.policy_net)
-    head = policy.action_net
-    if isinstance(head, ExplicitModule):
-        if trunk:
-            raise invalid(
-                "policy.mlp_extractor",
-                "an empty policy trunk",
-                trunk,
-                "The bounded network must be the whole actor.",
-            )
-        return head.explicit().detach()
-    weights: list[Tensor] = []
-    biases: list[Tensor | None] = []
-    activations: set[str] = set()
-    for module in (*trunk, head):
-        if isinstance(module, nn.Linear):
-            weights.append(module.weight.detach().clone())
-            biases.append(None if module.bias is None else module.bias.detach().clone())
-        else:
-            activations.add(_plain_activation(module))
-    if len(activations) > 1 or len(weights) != len(trunk) // 2 + 1:
+def _check_frozen(vec_env: VecEnv | None, drifting: bool) -> None:
+    if drifting:
         raise invalid(
-            "policy", "alternating Linear and one kind of activation", [type(m).__name__ for m in (*trunk, head)],
-            "Use SB3's MlpPolicy or LBDNActorCriticPolicy.",
+            "vec_env", "VecNormalize with frozen statistics", "training=True",
+            "Its next observation changes the bound: set vec_env.training = False.",
         )  # fmt: skip
-    return ExplicitMLP(tuple(weights), tuple(biases), activations.pop() if activations else "identity")
-
-
-def _plain_activation(module: nn.Module) -> str:
-    entry = resolve_activation(type(module))
-
-    def settings(m: nn.Module) -> dict[str, object]:
-        return {
-            k: v for k, v in vars(m).items() if not k.startswith("_") and k not in ("training", "inplace")
-        }
-
-    if settings(module) != settings(entry.module()):
+    if drifts_inside(vec_env):
         raise invalid(
-            "policy",
-            f"{entry.name} with its default settings",
-            repr(module),
-            "Use the torch.nn class itself.",
+            "vec_env", "environments with frozen statistics", "gymnasium's NormalizeObservation that updates them",
+            "What a sensor's error amounts to changes with every step: use VecNormalize, which the bound accounts for, "
+            "or set update_running_mean = False on the wrapper of every environment.",
+        )  # fmt: skip
+
+
+def _notes(owner: Any, vec_env: VecEnv | None, drifting: bool) -> tuple[str, ...]:
+    notes = []
+    if drifting:
+        notes.append("The statistics of the normalisation still change: this is the bound of the moment.")
+    find = getattr(owner, "get_vec_normalize_env", None) if vec_env is None else None
+    wrapper = None if find is None else find()
+    if wrapper is not None and wrapper.norm_obs:
+        notes.append(
+            "An observation is what predict receives, normalised: pass vec_env for that of the plant."
         )
-    return entry.name
+    return (*notes, *environment_notes(vec_env))
 
 
-def greedy_radius(network: ExplicitMLP, features: Tensor, lipschitz: float, eps: float) -> Tensor:
-    r"""Radius within which the greedy choice cannot change, as evaluated in floating point.
+def _network_bound(
+    decider: Decider, method: str
+) -> tuple[float, NDArray[np.float64], NDArray[np.float64], str]:
+    """Gamma, diagonal of the input and of the output scale, and where the bound comes from."""
+    one = np.ones(1)
+    net = decider.lbdn
+    diagonal = net is not None and all(
+        scale is None or scale.ndim == 1 for scale in (net.input_scale, net.output_scale)
+    )
+    if net is None or not diagonal:
+        if method == "declared":
+            raise invalid(
+                "method", "'lipsdp' or 'auto' for a network without a bound of its own", "'declared'",
+                "Use method='auto'.",
+            )  # fmt: skip
+        return lipsdp(decider.explicit()).value, one, one, "LipSDP bound of the weights"
+    inside, outside = (
+        one if scale is None else scale.detach().double().cpu().numpy()
+        for scale in (net.input_scale, net.output_scale)
+    )
+    if decider.n_quantiles:
+        # Averaging N quantiles has the norm 1 / sqrt(N).
+        outside = outside.max(keepdims=True) / math.sqrt(decider.n_quantiles)
+    if method == "lipsdp":
+        if decider.n_quantiles:
+            value = lipsdp(decider.explicit(), input_scale=net.input_scale).value
+            return value, inside, one, "LipSDP bound of the weights"
+        value = lipsdp(net, input_scale=net.input_scale, output_scale=net.output_scale).value
+        return value, inside, outside, "LipSDP bound of the weights"
+    return net.lipschitz, inside, outside, "by construction"
 
-    Two logits move apart by at most $\sqrt2\,\gamma r$ within a radius r, and a running error bound e limits
-    what rounding adds to each of them anywhere in the ball, so the choice stands while
-    $r < (\text{margin} - 2 e) / (\sqrt2\,\gamma)$.
 
-    Args:
-        network: The map from features to logits in float64: the weights that are evaluated with rounding `eps`.
-        features: Shape (batch, n_in), float64.
-        lipschitz: l2 bound gamma of the network.
-        eps: Unit of rounding of the evaluation, for example 1.2e-7 for float32.
-
-    Returns:
-        Shape (batch,), float64, zero or greater, in the input norm of gamma.
-    """
-    top = network(features).topk(2, dim=-1).values
-    margin = top[..., 0] - top[..., 1]
-    rate = math.sqrt(2.0) * lipschitz
-    # Largest magnitudes in the ball, and what rounding adds to them. Activations have |s(v)| <= |v| + 1.
-    size = features.abs() + (margin / rate).unsqueeze(-1)
-    error = 2.0 * eps * size
-    for weight, bias in zip(network.weights, network.biases, strict=True):
-        size = size @ weight.abs().mT + (0.0 if bias is None else bias.abs()) + 1.0
-        error = error @ weight.abs().mT + (weight.shape[-1] + 8) * eps * size
-    # SB3 compares probabilities: normalised logits and their exponentials.
-    worst = error.amax(-1) + eps * (4.0 * size.amax(-1) + math.log(size.shape[-1]) + 8.0)
-    return ((margin - 2.0 * worst) / rate).clamp_min(0.0)
+def _half_ranges(space: spaces.Space, decider: Decider) -> NDArray[np.float64]:
+    """Half range of each action component if actions are squashed, else ones; one entry per output."""
+    if not isinstance(space, spaces.Box) or not decider.squash:
+        return np.ones(decider.n_outputs)
+    low, high = (np.asarray(limit).reshape(-1) for limit in (space.low, space.high))
+    with np.errstate(over="ignore", invalid="ignore"):
+        half = 0.5 * (high - low).astype(
+            np.float64
+        )  # the difference in the dtype of the space, as SB3 takes it
+    if np.issubdtype(space.dtype, np.integer) and (2.0 * half != high.astype(np.float64) - low).any():
+        raise UnsupportedSpaceError(
+            f"action_space: expected a range that its dtype can hold where actions are squashed, got {space}. SB3 "
+            "rescales in this dtype, and integers overflow: use float32."
+        )
+    if not (np.isfinite(half) & (half > 0.0)).all():
+        raise UnsupportedSpaceError(
+            f"action_space: expected a Box with finite limits low < high where actions are squashed, got {space}. "
+            "Bound the actions, and leave out components that cannot move."
+        )
+    return half

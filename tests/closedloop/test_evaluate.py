@@ -18,7 +18,7 @@ from robustnn.closedloop import (
 )
 from robustnn.errors import CheckpointError, InvalidArgumentError, NonFiniteError, ShapeError
 from robustnn.params.explicit import ExplicitMLP
-from robustnn.policies.scaling import ActionMap
+from robustnn.policies.action_map import ActionMap
 from tests.closedloop.plants import LinearPlant, curved_policy, linear_policy
 
 PLANT = LinearPlant()

@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import orthogonal
 
-from robustnn import InvalidArgumentError, ShapeError
+from robustnn import CheckpointError, InvalidArgumentError, ShapeError
 from robustnn.bounds import lower_bound
 from robustnn.linalg import spectral_norm
-from robustnn.nn.baselines import AOLLinear, AOLNet, CayleyLinear, CayleyNet
+from robustnn.nn import AOLNet, CayleyNet, SLLNet
+from robustnn.nn.baselines import AOLLinear, CayleyLinear
 from robustnn.nn.module import ExplicitModule
-from robustnn.nn.sll import SLLBlock, SLLNet
+from robustnn.nn.sll import SLLBlock
 from tests.networks import exported, inputs, randomised
 
 NETS = (AOLNet, CayleyNet, SLLNet)
@@ -142,6 +144,50 @@ def test_all_forms_agree(cls: type[ExplicitModule], dtype: torch.dtype) -> None:
     assert all(torch.equal(form, plain) for form in forms)
     assert torch.allclose(live, plain, rtol=0.0, atol=400 * torch.finfo(dtype).eps)
     assert not any(isinstance(module, SLLBlock) for module in net.to_mlp().modules())
+
+
+@pytest.mark.parametrize("cls", NETS)
+def test_the_bound_travels_with_the_state_dict(cls: type[ExplicitModule], tmp_path: Path) -> None:
+    saved = randomised(cls(2, (5, 4), 3, lipschitz=7.5, dtype=torch.float64), 0.7)
+    torch.save(saved.state_dict(), tmp_path / "net.pt")
+    net = cls(2, (5, 4), 3, lipschitz=0.1, dtype=torch.float64)
+    net.freeze()
+    net.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
+    assert net.lipschitz == 7.5 and not net.is_frozen
+    x = inputs(2, n=20)
+    with torch.no_grad():
+        assert torch.equal(net(x), saved(x))
+        wider = nn.Sequential(cls(2, (5, 4), 3), nn.Tanh())
+        wider.load_state_dict({f"0.{key}": value for key, value in saved.state_dict().items()})
+        assert wider[0].lipschitz == 7.5
+
+
+@pytest.mark.parametrize(
+    "state", [None, {}, {"lipschitz": -1.0}, {"lipschitz": math.inf}, {"lipschitz": "x"}, 3.0]
+)
+def test_a_state_dict_without_a_valid_bound_is_refused(state: object) -> None:
+    for cls in NETS:
+        net = cls(2, (4,), 1, lipschitz=2.0)
+        with pytest.raises(CheckpointError, match=f"written by a {cls.__name__}"):
+            net.load_state_dict({**net.state_dict(), "_extra_state": state})
+        assert net.lipschitz == 2.0
+        with pytest.raises(RuntimeError, match="_extra_state"):
+            net.load_state_dict({k: v for k, v in net.state_dict().items() if k != "_extra_state"})
+
+
+@pytest.mark.parametrize("cls", NETS)
+def test_the_bound_can_be_changed(cls: type[ExplicitModule]) -> None:
+    """Without biases a relu network is homogeneous: a bound four times as large gives four times the output."""
+    net = cls(2, (4,), 1, lipschitz=2.0, bias=False, dtype=torch.float64).freeze()
+    x = inputs(2, n=5)
+    with torch.no_grad():
+        before = net(x)
+        net.set_lipschitz(8.0)
+        assert net.lipschitz == 8.0 and not net.is_frozen
+        torch.testing.assert_close(net(x), 4.0 * before, rtol=1e-14, atol=0.0)
+    with pytest.raises(InvalidArgumentError, match="lipschitz"):
+        net.set_lipschitz(0.0)
+    assert net.lipschitz == 8.0
 
 
 @pytest.mark.parametrize("cls", NETS)

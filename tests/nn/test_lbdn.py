@@ -101,7 +101,9 @@ def test_linear_network_is_below_the_bound_to_the_last_bit(dtype: torch.dtype) -
                 net.layers[0].alpha.fill_(math.sqrt(width))
             norm = float(spectral_norm(exported(net).weights[0]))
             assert norm <= GAMMA
-            assert norm >= GAMMA * (1 - 8 * torch.finfo(dtype).eps)
+            # The margin of one layer, and the rounding of the entries.
+            margin = 8 if dtype == torch.float64 else 2
+            assert norm >= GAMMA * (1 - (margin + 6) * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize(

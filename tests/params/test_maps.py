@@ -109,13 +109,30 @@ def assert_same(actual: list[Tensor], expected: list[Tensor], factor: float = 50
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("shape", [*SHAPES, (70, (60,), 50)])
+@pytest.mark.parametrize("shape", [*SHAPES, (70, (60,), 50), (8, (8, 8, 3, 8), 8)])
 def test_fused_conversion_equals_the_reference(shape: tuple, seed: int) -> None:
     weights, grads, weights_reference, grads_reference = both_maps(
         random_lbdn(shape, seed=seed, dtype=torch.float64)
     )
     assert_same(weights, weights_reference)
     assert_same(grads, grads_reference, factor=5000)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_trace_follows_the_parameters(grad: bool) -> None:
+    """Nothing of the conversion becomes a constant of the trace."""
+    net = random_lbdn((3, (5, 5), 2), dtype=torch.float64)
+
+    def function(*parameters: Tensor) -> tuple[Tensor, ...]:
+        layers = [SandwichParams(*parameters[4 * k : 4 * k + 4]) for k in range(2)]
+        last = SandwichParams(*parameters[8:10], None, parameters[10])
+        return lbdn_to_explicit(LBDNParams((*layers, last), 2.0), "tanh").weights
+
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(function, tuple(net.parameters()), check_trace=False)
+        other = tuple(random_lbdn((3, (5, 5), 2), seed=1, dtype=torch.float64).parameters())
+        assert_same(list(traced(*other)), list(function(*other)))
 
 
 @pytest.mark.parametrize("psi", [-400.0, 400.0])

@@ -14,7 +14,8 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from torch import nn
 
 from robustnn.bounds import lower_bound
-from robustnn.policies import ActionMap, ObservationScale, action_map
+from robustnn.errors import InvalidArgumentError
+from robustnn.policies import action_map
 from tests.policies.toy import (
     ACTIONS,
     ASYMMETRIC,
@@ -26,6 +27,7 @@ from tests.policies.toy import (
 )
 
 EPS32 = float(np.finfo(np.float32).eps)
+EPS64 = float(np.finfo(np.float64).eps)
 FOUR_ACTIONS = spaces.Box(np.float32([-2, -1, 0, 5]), np.float32([2, 7, 0.1, 6]), dtype=np.float32)
 SQUASH: dict[str, Any] = {"use_sde": True, "policy_kwargs": {"squash_output": True}}
 
@@ -58,6 +60,7 @@ CHAINS: dict[str, tuple[spaces.Space, spaces.Space, dict[str, Any], bool]] = {
         FOUR_ACTIONS,
         {
             "use_sde": True,
+            "learning_rate": 0.03,
             "policy_kwargs": {
                 "squash_output": True,
                 "observation_scale": (0.2, 1.0, 5.0),
@@ -92,7 +95,7 @@ def build(name: str, train: bool) -> tuple[Any, Any]:
     settings = {"learning_rate": 0.1, **settings}
     model = toy_model(env, **settings)
     if train:
-        model.learn(200)
+        model.learn(100)
     elif normalise:
         model.learn(64)  # statistics
     if normalise:
@@ -139,10 +142,10 @@ def test_bound_holds_after_training_and_for_any_weights(name: str) -> None:
     bound = model.policy.bound(env)
     before = CHAINS[name][2].get("policy_kwargs", {}).get("lipschitz", 4.0)
     assert bound.lipschitz == before
-    assert empirical(model, env) <= bound.lipschitz * (1 + 8 * EPS32)
+    assert empirical(model, env) <= bound.lipschitz * (1 + 64 * EPS64)
     for size in (0.3, 3.0, 100.0):
         randomise(model.policy, size)
-        assert empirical(model, env) <= bound.lipschitz * (1 + 8 * EPS32)
+        assert empirical(model, env) <= bound.lipschitz * (1 + 64 * EPS64)
 
 
 @pytest.mark.parametrize("name", [name for name in CHAINS if "relu" not in name])
@@ -159,10 +162,10 @@ def test_bound_is_attained(name: str) -> None:
         action_map(model.policy, env), torch.as_tensor(centre), vectorize=True
     )
     gain = np.linalg.norm(jacobian.numpy() * scale / out[:, None], 2)
-    assert 0.999 * bound.lipschitz <= gain <= bound.lipschitz * (1 + 8 * EPS32)
+    assert 0.999 * bound.lipschitz <= gain <= bound.lipschitz * (1 + 64 * EPS64)
     # plain: the worst pair of an unweighted norm
     plain = np.linalg.norm(jacobian.numpy(), 2)
-    assert plain <= bound.plain * (1 + 8 * EPS32)
+    assert plain <= bound.plain * (1 + 64 * EPS64)
 
     shape = (2, *model.observation_space.shape)
     quotients = []
@@ -195,87 +198,6 @@ def test_difference_quotients_of_predict_stay_below(name: str, size: float) -> N
         slack = 64 * EPS32 * (1 + np.abs(predict(model, env, first) / out).max())
         assert (np.linalg.norm(change, axis=-1) <= bound.lipschitz * radius * (1 + 8 * EPS32) + slack).all()
         assert (np.linalg.norm(change, axis=-1) <= bound.action_change(direction * scale) + slack).all()
-
-
-@pytest.mark.parametrize("name", CHAINS)
-def test_action_map_is_predict(name: str) -> None:
-    model, env = build(name, train=True)
-    policy_map = action_map(model.policy, env)
-    assert isinstance(policy_map, ActionMap)
-    shape = (-1, *model.observation_space.shape)
-    usual = raw_observations(model, env, 200)
-    for observations in (
-        usual,
-        30.0 * usual,
-        1e6 * usual,
-        np.zeros_like(usual[:1]),
-        np.full_like(usual[:1], -1e9),
-    ):
-        expected = predict(model, env, observations)
-        rounded = observations if isinstance(env, VecNormalize) else observations.astype(np.float32)
-        got = policy_map(torch.as_tensor(rounded.reshape(len(rounded), -1).astype(np.float64))).numpy()
-        size = np.abs(observations).max() / min(model.policy.bound(env).observation_scale)
-        scale = 1.0 + np.abs(expected).max() + model.policy.bound(env).lipschitz * min(size, 1e3)
-        np.testing.assert_allclose(got, expected, rtol=0, atol=200 * EPS32 * scale)
-        if isinstance(model.action_space, spaces.Box):
-            low, high = model.action_space.low.reshape(-1), model.action_space.high.reshape(-1)
-            assert (got >= low).all() and (got <= high).all()
-    if isinstance(model.action_space, spaces.Box) and model.action_space.is_bounded():
-        make_steep(model.policy)  # large observations now reach the limits: the map clips as predict does
-        far = usual * 1e6
-        expected = predict(model, env, far.reshape(shape))
-        got = action_map(model.policy, env)(torch.as_tensor(far.reshape(len(far), -1))).numpy()
-        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_action_map_keeps_the_dtype_asked_for_and_carries_no_graph() -> None:
-    model, env = build("normalised", train=False)
-    for dtype in (torch.float32, torch.float64):
-        x = torch.zeros(2, 3, dtype=dtype)
-        y = model.policy.action_map(env, dtype=dtype)(x)
-        assert y.dtype == dtype and not y.requires_grad
-
-
-def test_changes_after_action_map_was_made_do_not_reach_it() -> None:
-    model, env = build("normalised", train=False)
-    before = action_map(model.policy, env)
-    x = torch.zeros(1, 3, dtype=torch.float64)
-    value = before(x)
-    randomise(model.policy, 1.0)
-    env.obs_rms.mean += 3.0
-    env.obs_rms.var *= 2.0
-    torch.testing.assert_close(before(x), value, rtol=0, atol=0)
-
-
-MLP_CHAINS: dict[str, dict[str, Any]] = {
-    "flatten": {},
-    "scaled": {
-        "policy_kwargs": {
-            "features_extractor_class": ObservationScale,
-            "features_extractor_kwargs": {"scale": (0.5, 2.0, 4.0)},
-        }
-    },
-    "relu": {"policy_kwargs": {"activation_fn": nn.ReLU, "net_arch": {"pi": [16], "vf": [4]}}},
-    "empty": {"policy_kwargs": {"net_arch": []}},
-    "apart": {"policy_kwargs": {"share_features_extractor": False}},
-    "squash": {"use_sde": True, "policy_kwargs": {"squash_output": True}},
-    "leaky relu": {"policy_kwargs": {"activation_fn": nn.LeakyReLU}},
-}
-
-
-@pytest.mark.parametrize("name", MLP_CHAINS)
-@pytest.mark.parametrize("normalise", [False, True])
-def test_action_map_of_mlp_policy_is_predict(name: str, normalise: bool) -> None:
-    env = toy_vec_env(action_space=ASYMMETRIC)
-    if normalise:
-        env = VecNormalize(env)
-    model = toy_model(env, policy="MlpPolicy", learning_rate=0.05, **MLP_CHAINS[name])
-    model.learn(100)
-    observations = raw_observations(model, env, 100).astype(np.float32)
-    for size in (1.0, 50.0):
-        expected = predict(model, env, size * observations)
-        got = action_map(model.policy, env)(torch.as_tensor(size * observations).double()).numpy()
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
 
 
 @pytest.fixture(params=[False, True], ids=["raw", "normalised"])
@@ -370,21 +292,39 @@ def test_bound_follows_the_statistics_of_the_environment() -> None:
     assert model.policy.bound(env).plain == pytest.approx(4.0)
 
 
-def test_a_frame_stack_below_the_normalisation_is_measured_per_stacked_component() -> None:
-    env = VecNormalize(VecFrameStack(toy_vec_env(), 2))
-    model = toy_model(env)
+@pytest.mark.parametrize("outside", [False, True], ids=["below", "above"])
+def test_a_frame_stack_on_either_side_of_the_normalisation(outside: bool) -> None:
+    env = VecNormalize(toy_vec_env() if outside else VecFrameStack(toy_vec_env(), 2))
+    stacked = VecFrameStack(env, 2) if outside else env
+    model = toy_model(stacked)
     model.learn(64)
-    assert len(model.policy.bound(env).observation_scale) == 6
+    env.training = False
+    bound = model.policy.bound(stacked)
+    std = np.sqrt(env.obs_rms.var + env.epsilon)
+    np.testing.assert_allclose(bound.observation_scale, np.tile(std, 2) if outside else std, rtol=4 * EPS32)
+    assert bound.frames == 2 and bound.names == ("o[0]", "o[1]", "o[2]") * 2
+    if outside:
+        assert bound.per_frame == pytest.approx(np.sqrt(2.0) * bound.plain, rel=4 * EPS32)
 
 
-def test_normalisation_without_clipping() -> None:
-    env = VecNormalize(toy_vec_env(), clip_obs=float("inf"))
+def test_statistics_of_a_dict() -> None:
+    space = spaces.Dict({"b": OBSERVATIONS, "a": spaces.Discrete(2), "c": spaces.Box(-9.0, 9.0, (2,))})
+    env = VecNormalize(toy_vec_env(space), norm_obs_keys=["b"])
     model = toy_model(env)
     model.learn(64)
-    observations = 100 * raw_observations(model, env, 10)
-    got = action_map(model.policy, env)(torch.as_tensor(observations)).numpy()
-    np.testing.assert_allclose(got, predict(model, env, observations), atol=1e-4)
-    assert model.policy.bound(env).lipschitz == 4.0
+    env.training = False
+    std = np.sqrt(env.obs_rms["b"].var + env.epsilon)
+    bound = model.policy.bound(env)
+    np.testing.assert_allclose(bound.observation_scale, [1.0, 1.0, *std, 1.0, 1.0], rtol=4 * EPS32)
+    assert bound.plain == pytest.approx(4.0 / min(1.0, std.min()), rel=4 * EPS32)
+
+
+def test_statistics_that_still_change_are_refused() -> None:
+    env = VecNormalize(toy_vec_env())
+    model = toy_model(env)
+    with pytest.raises(InvalidArgumentError, match="frozen"):
+        model.policy.bound(env)
+    assert model.policy.bound(env, require_frozen=False).lipschitz == 4.0
 
 
 def test_training_moved_the_weights() -> None:

@@ -53,6 +53,9 @@ EVERYTHING: dict[str, Any] = {
     "lipschitz": 2.5,
     "observation_scale": (0.5, 2.0, 3.0),
     "action_scale": (0.2, 4.0),
+    "trainable_lipschitz": True,
+    "lipschitz_penalty": 0.1,
+    "lipschitz_critic": 6.0,
 }
 
 
@@ -133,7 +136,10 @@ def test_every_constructor_argument_is_set_away_from_its_default_here() -> None:
     assert all(EVERYTHING[name] != arguments[name].default for name in EVERYTHING)
     policy = toy_model(use_sde=True, policy_kwargs=EVERYTHING).policy
     data = policy._get_constructor_parameters()
-    assert {name: data[name] for name in EVERYTHING} == EVERYTHING
+    # The logarithm is what is trained, in float32.
+    assert data.pop("lipschitz") == pytest.approx(EVERYTHING["lipschitz"], rel=2.0**-22)
+    others = {name: value for name, value in EVERYTHING.items() if name != "lipschitz"}
+    assert {name: data[name] for name in others} == others
     assert not policy.share_features_extractor and not policy.normalize_images
     assert policy.vf_features_extractor is not policy.pi_features_extractor
 
@@ -244,6 +250,7 @@ def test_vec_normalize_saved_and_loaded(tmp_path: Path) -> None:
     env = VecNormalize(toy_vec_env())
     model = toy_model(env)
     model.learn(64, callback=[FreezeWeights(), LogLipschitz()])
+    env.training = False
     env.save(str(tmp_path / "normalize.pkl"))
     model.save(tmp_path / "model.zip")
     loaded_env = VecNormalize.load(str(tmp_path / "normalize.pkl"), toy_vec_env())
@@ -309,6 +316,8 @@ def test_tensorboard(tmp_path: Path, normalise: bool) -> None:
     events = EventAccumulator(str(tmp_path / "run_1")).Reload()
     gamma = [event.value for event in events.Scalars("lipschitz/gamma")]
     raw = [event.value for event in events.Scalars("lipschitz/raw_observation")]
+    if normalise:
+        env.training = False  # type: ignore[union-attr]
     assert gamma == [3.5] * 3 and len(raw) == 3
     assert raw[-1] == pytest.approx(model.policy.bound(env).plain, rel=1e-6)
     assert (raw[0] != pytest.approx(3.5)) == normalise
@@ -365,7 +374,7 @@ def test_the_default_optimizer_trains_every_parameter() -> None:
 
 
 def test_log_lipschitz_refuses_a_policy_without_a_bound() -> None:
-    with pytest.raises(InvalidArgumentError, match="LBDNActorCriticPolicy.*got ActorCriticPolicy"):
+    with pytest.raises(InvalidArgumentError, match="Lipschitz-bounded policy.*got ActorCriticPolicy"):
         toy_model(policy="MlpPolicy").learn(32, callback=LogLipschitz())
 
 
