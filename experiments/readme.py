@@ -12,12 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from experiments.algorithms_study.report import Results as AlgorithmResults
+from experiments.algorithms_study.report import return_table as algorithm_returns
 from experiments.pendulum.report import Results, budget, constant_table, failed_seeds, return_table
 from robustnn.report import Table, block_is_current, update_block
 from robustnn.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "experiments" / "results" / "pendulum_robustness"
+ALGORITHMS = ROOT / "experiments" / "results" / "algorithms"
 BENCHMARKS = ROOT / "benchmarks" / "results"
 
 
@@ -50,6 +53,38 @@ def pendulum_block() -> str:
     return "\n\n".join(parts)
 
 
+def algorithms_block() -> str:
+    """Returns of LBDN and MLP policies after training with four algorithms."""
+    results = AlgorithmResults(RunFolder.open(ALGORITHMS))
+    return "\n\n".join(
+        (
+            f"**Interquartile mean of the return** over {len(results.config.training_seeds)} training seeds "
+            "[95 % bootstrap interval]",
+            algorithm_returns(results, "iqm").markdown(),
+            "What the columns are, differences, learning curves and bounds: `experiments/results/algorithms/tables.md` "
+            "(`python -m experiments.algorithms`).",
+        )
+    )
+
+
+def algorithms_speed() -> str:
+    """Wall time of the LBDN policies as a multiple of MlpPolicy's."""
+    rows = _benchmark("algorithms")["rows"]
+    table = Table(
+        ("algorithm", "MLP widths", "same widths", "as many parameters"),
+        tuple(
+            (
+                row["algorithm"],
+                str(tuple(row["widths"])),
+                f"{row['ratio']['same_widths']:.2f}",
+                f"{row['ratio']['same_size']:.2f}",
+            )
+            for row in rows
+        ),
+    )
+    return table.markdown()
+
+
 def speed_block() -> str:
     """Ratios of the benchmarks, with the commands that give them."""
     ppo, env = _benchmark("ppo_throughput"), _benchmark("env_throughput")
@@ -60,6 +95,10 @@ def speed_block() -> str:
             f"{ppo['ratio']['lbdn_live']:.1f} × (`python -m benchmarks.ppo_throughput`).",
             f"* `TorchVecEnv` steps {env['num_envs']:,} pendulums at {env['ratio']:.0f} × the rate of `DummyVecEnv`",
             "  over the same plant, on one CPU thread (`python -m benchmarks.env_throughput`).",
+            "* Wall time of training with SB3's default hyper-parameters, over that of `MlpPolicy` "
+            "(`python -m benchmarks.algorithms`):",
+            "",
+            algorithms_speed(),
         )
     )
 
@@ -81,7 +120,7 @@ def main() -> None:
     )
     check = parser.parse_args().check
     readme = ROOT / "README.md"
-    blocks = {"pendulum": pendulum_block(), "speed": speed_block()}
+    blocks = {"pendulum": pendulum_block(), "algorithms": algorithms_block(), "speed": speed_block()}
     if not check:
         for name, text in blocks.items():
             update_block(readme, name, text)

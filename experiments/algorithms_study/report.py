@@ -25,6 +25,9 @@ from robustnn.report import (
 )
 from robustnn.runs import RunFolder
 
+# What is compared: keys of `Results.returns`, and their titles.
+COLUMNS = {"half": "second half of training", "best": "best policy", "last": "last policy"}
+
 
 class Results:
     """Read access to the cells of a run.
@@ -41,13 +44,17 @@ class Results:
         """What `train` returned, one entry per training seed."""
         return [self.run.cell(cell_key(task, model, seed)) for seed in self.config.training_seeds]
 
-    def returns(self, task: Task, model: Model, which: str) -> NDArray[np.float64]:
-        """Returns of the "last" or the "best" policy of every training, shape (n_seeds, n_episodes)."""
-        return np.array([cell[which] for cell in self.cells(task, model)])
-
     def curve(self, task: Task, model: Model) -> NDArray[np.float64]:
         """Returns along training, shape (n_seeds, n_points, n_episodes)."""
         return np.array([cell["curve"] for cell in self.cells(task, model)])
+
+    def returns(self, task: Task, model: Model, which: str) -> NDArray[np.float64]:
+        """Returns of a key of `COLUMNS`, shape (n_seeds, n_episodes)."""
+        if which == "half":
+            curve = self.curve(task, model)
+            half = curve[:, curve.shape[1] // 2 :]
+            return half.reshape(len(half), -1)
+        return np.array([cell[which] for cell in self.cells(task, model)])
 
     def difference(self, task: Task, model: Model, which: str) -> Interval:
         """IQM of the return of a policy minus that of the MLP, with its 95 % interval over training seeds."""
@@ -60,20 +67,26 @@ def cell_key(task: Task, model: Model, seed: int) -> str:
     return f"{task.key}_{model.key}_seed={seed}"
 
 
-def return_table(results: Results, which: str) -> Table:
-    """Return of every policy, its difference from the MLP's, and whether it reaches it."""
-    header = ("task", "policy", "return, IQM", "return, mean", "IQM minus the MLP's", "reaches the MLP")
+def return_table(results: Results, statistic: str) -> Table:
+    """Return of every policy, with its 95 % interval over training seeds."""
     rows = []
     for task in results.config.tasks:
         for model in task.models:
-            returns = results.returns(task, model, which)
-            own = [format_interval(bootstrap_interval(returns, name), 1) for name in ("iqm", "mean")]
-            against = ["-", "-"]
-            if model.lipschitz is not None:
-                difference = results.difference(task, model, which)
-                against = [format_interval(difference, 1), "yes" if difference.high >= 0.0 else "no"]
-            rows.append((task.label, model.label, *own, *against))
-    return Table(header, tuple(rows))
+            returns = [results.returns(task, model, which) for which in COLUMNS]
+            cells = [format_interval(bootstrap_interval(r, statistic), 1) for r in returns]
+            rows.append((task.label, model.label, *cells))
+    return Table(("task", "policy", *COLUMNS.values()), tuple(rows))
+
+
+def difference_table(results: Results) -> Table:
+    """IQM of the return of the bounded policies minus that of the MLP; "below" where the interval says so."""
+    rows = []
+    for task in results.config.tasks:
+        for model in task.models[1:]:
+            found = [results.difference(task, model, which) for which in COLUMNS]
+            cells = [format_interval(d, 1) + (" below" if d.high < 0.0 else "") for d in found]
+            rows.append((task.label, model.label, *cells))
+    return Table(("task", "policy", *COLUMNS.values()), tuple(rows))
 
 
 def bound_table(results: Results) -> Table:
@@ -105,27 +118,34 @@ def write(run: RunFolder) -> tuple[str, Path]:
     config = results.config
     widths = ", ".join(str(width) for width in config.hidden)
     note = (
-        f"Networks ({widths}), {len(config.training_seeds)} training seeds, {config.episodes} episodes of the "
-        "deterministic policy from the same start states for every policy. Intervals are 95 % "
-        "bootstrap intervals over training seeds (percentile intervals of few seeds tend to be narrow). A policy "
-        "reaches the MLP if the interval of the difference is not wholly below zero. Bounds, and the learning rate of "
-        "DQN, were chosen in a pilot with other training seeds."
+        f"Networks ({widths}), {len(config.training_seeds)} training seeds, deterministic policies, the same start "
+        f"states for every policy. Second half of training: all evaluations of the learning curve "
+        f"({config.curve_episodes} episodes each) in that half. Best policy: the best of the learning curve, as "
+        f"`EvalCallback` of SB3 would keep it, on {config.episodes} other episodes. Last policy: after training, on "
+        f"the same {config.episodes} episodes. Intervals are 95 % bootstrap intervals over training seeds (percentile "
+        "intervals of few seeds tend to be narrow). Bounds, and the learning rate of DQN, were chosen in a pilot with "
+        "other training seeds."
     )
-    best, last = return_table(results, "best"), return_table(results, "last")
+    difference, bounds = difference_table(results), bound_table(results)
     sections = (
         f"# {run.name}\n\n{note}",
-        "## Return of the best policy\n\nThe best point of the learning curve of every training run, evaluated again "
-        f"from other start states, as `EvalCallback` of SB3 would keep it.\n\n{best.markdown()}",
-        f"## Return of the last policy\n\n{last.markdown()}",
+        f"## Return, interquartile mean\n\n{return_table(results, 'iqm').markdown()}",
+        f"## Return, mean\n\n{return_table(results, 'mean').markdown()}",
+        '## Return minus that of the MLP, interquartile mean\n\n"below" marks an interval wholly below zero.\n\n'
+        f"{difference.markdown()}",
         "## Lipschitz bound of the last policy, and time\n\nOf the action, the logits or the Q-values per scaled and "
         "per raw observation (plain l2). Times are those of two processes on one machine at once, without the "
-        f"evaluations.\n\n{bound_table(results).markdown()}",
+        f"evaluations.\n\n{bounds.markdown()}",
     )
     atomic_write_text(run.path / "tables.md", "\n\n".join(sections) + "\n")
     with style():
         figure = _curves_figure(results)
-    shown = (f"Return of the best policy\n{best.text()}", f"Return of the last policy\n{last.text()}")
-    return "\n\n".join((*shown, bound_table(results).text())), figure
+    shown = (
+        f"Return, interquartile mean\n{return_table(results, 'iqm').text()}",
+        f"Return minus that of the MLP\n{difference.text()}",
+        bounds.text(),
+    )
+    return "\n\n".join(shown), figure
 
 
 def _curves_figure(results: Results) -> Path:

@@ -28,7 +28,7 @@ _INWARDS = 1.0 - 1e-9
 _REACH = 256.0
 _BISECTIONS = 14
 # Observations at a time, so that their numbers stay in the cache.
-_CHUNK = 4096
+_CHUNK = 1024
 
 
 @dataclass(frozen=True, eq=False)

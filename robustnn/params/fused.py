@@ -28,6 +28,7 @@ __all__ = [
     "LBDNConversion",
     "block_gradient",
     "block_inverse",
+    "is_watched",
     "polar_gradients",
     "polar_scales",
     "psi_limit",
@@ -57,10 +58,7 @@ class LBDNConversion(torch.autograd.Function):
     @staticmethod
     def applicable() -> bool:
         """Whether the node serves here: gradients are on, and no transform, compiler or tracer looks into it."""
-        watched = (
-            transforms_active() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-        )
-        return torch.is_grad_enabled() and not watched
+        return torch.is_grad_enabled() and not is_watched()
 
     @staticmethod
     def forward(
@@ -236,6 +234,11 @@ def polar_gradients(
 
 # Private in torch, so its absence only means the slower reference map.
 transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+
+
+def is_watched() -> bool:
+    """Whether a transform of torch.func, a compiler or a tracer looks into the operations."""
+    return transforms_active() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def _constant(k: int, n: int, gamma: float) -> float:

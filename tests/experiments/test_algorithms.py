@@ -12,7 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from experiments import algorithms
 from experiments.algorithms_study.config import PILOT, SMOKE, Config, Model
-from experiments.algorithms_study.report import Results, return_table
+from experiments.algorithms_study.report import COLUMNS, Results, difference_table
 from experiments.algorithms_study.train import POLICIES, LearningCurve, first_returns, make_model, train
 from robustnn.policies import ObservationScale
 from robustnn.runs import RunFolder
@@ -46,9 +46,9 @@ def test_every_task_has_all_its_results(smoke: Path) -> None:
     for task in SMOKE.tasks:
         for model in task.models:
             assert results.curve(task, model).shape == (2, 2, 2)
-            for which in ("last", "best"):
+            for which in COLUMNS:
                 returns = results.returns(task, model, which)
-                assert returns.shape == (2, 3)
+                assert returns.shape == (2, 2 if which == "half" else 3)
                 assert ((returns >= 8.0) if "CartPole" in task.env_id else (returns < 0.0)).all()
             for cell in results.cells(task, model):
                 scale = min(task.observation_scale)
@@ -59,15 +59,23 @@ def test_every_task_has_all_its_results(smoke: Path) -> None:
 
 def test_a_difference_is_that_of_the_interquartile_means(smoke: Path) -> None:
     results = Results(RunFolder.open(smoke))
-    for row in return_table(results, "last").rows:
-        task = next(task for task in SMOKE.tasks if task.label == row[0])
-        if row[1] == "MLP":
-            assert row[4:] == ("-", "-")
-            continue
-        pooled = [np.sort(results.returns(task, model, "last").ravel())[1:-1].mean() for model in task.models]
-        assert float(row[4].split()[0]) == pytest.approx(pooled[1] - pooled[0], abs=0.051)
-        high = float(row[4].rstrip("]").split(", ")[1])
-        assert row[5] == ("yes" if high >= 0.0 else "no") or abs(high) < 0.06
+    rows = difference_table(results).rows
+    assert len(rows) == 4
+    for row, task in zip(rows, SMOKE.tasks, strict=True):
+        for cell, which in zip(row[2:], COLUMNS, strict=True):
+            pooled = [np.sort(results.returns(task, model, which).ravel()) for model in task.models]
+            cut = [returns.size // 4 for returns in pooled]
+            mlp, lbdn = (r[n : r.size - n].mean() for r, n in zip(pooled, cut, strict=True))
+            assert float(cell.split()[0]) == pytest.approx(lbdn - mlp, abs=0.051)
+            high = float(cell.split(", ")[1].split("]")[0])
+            assert cell.endswith("below") == (high < 0.0)
+
+
+def test_the_second_half_of_a_learning_curve(smoke: Path) -> None:
+    results = Results(RunFolder.open(smoke))
+    task = SMOKE.tasks[3]
+    half = results.returns(task, task.models[0], "half")
+    np.testing.assert_array_equal(half, results.curve(task, task.models[0])[:, 1])
 
 
 def test_a_finished_run_is_not_repeated(smoke: Path) -> None:

@@ -31,7 +31,7 @@ from robustnn.policies import (
     policy_bound,
 )
 from robustnn.policies.deploy import DeployedPolicy, deploy
-from tests.policies.toy import ACTIONS, ASYMMETRIC, OBSERVATIONS
+from tests.policies.toy import ACTIONS, ASYMMETRIC, OBSERVATIONS, toy_vec_env
 
 EPS32 = float(np.finfo(np.float32).eps)
 LIPSCHITZ = 6.0
@@ -510,3 +510,20 @@ def test_bad_calls_are_refused() -> None:
     fixed = spaces.Box(np.float32([0, 1]), np.float32([1, 1]), dtype=np.float32)
     with pytest.raises(UnsupportedSpaceError, match="finite limits low < high"):
         deploy(make(SAC, "MlpPolicy", vec_env_of(OBSERVATIONS, fixed)))
+
+
+def test_two_logits_per_binary_action_are_refused() -> None:
+    contrib = pytest.importorskip("sb3_contrib")
+    from robustnn.policies.contrib import LBDNMaskablePolicy
+
+    env = toy_vec_env(action_space=spaces.MultiBinary(3))
+    model = contrib.MaskablePPO(
+        LBDNMaskablePolicy,
+        env,
+        policy_kwargs={"lipschitz": 4.0, "net_arch": [8]},
+        device="cpu",
+        n_steps=16,
+        batch_size=16,
+    )
+    with pytest.raises(UnsupportedSpaceError, match="one logit per binary action"):
+        deploy(model)
