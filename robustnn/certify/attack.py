@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +58,9 @@ def attack_decision(
 ) -> DecisionAttack:
     r"""Try to change the greedy action within $\|\delta / d\| \le r$ by projected gradient descent.
 
-    For every choice that could win instead, the margin over it is lowered from the end of its own gradient step, from
-    a step across the ball along that gradient, and from random points of the surface. The gradient is that of the
-    float64 map; the best point of every run is then given to `predict` of the live policy, in float32.
+    For every choice that could win instead the margin over it is lowered, first from the observation itself, with a
+    step along the gradient to the surface of the ball, then from random points of the surface. The gradient is that
+    of the float64 map; the best point of every run is then given to `predict` of the live policy, in float32.
 
     Args:
         policy: The policy or model that was certified.
@@ -97,41 +97,57 @@ def attack_decision(
         masks = checked_masks(certificate, action_masks, batch)
     masked = None if masks is None else masks.cpu().numpy()
     before = predict_flat(policy, certificate, points, masked)
-    scale = points.new_tensor(certificate.scale) * _INWARDS
+    reach = sizes * points.new_tensor(certificate.scale) * _INWARDS
     ball = Ball(1.0, "l2" if certificate.norm == "l2" else "linf")
     generator = torch.Generator().manual_seed(seed)
     best, lowest = points, torch.full_like(points[:, 0], torch.inf)
     changed = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     for target in range(nominal.shape[-1]):
-        contested = _margin(certificate, nominal, nominal, target, masks).isfinite()
-        if not bool(contested.any()):
+
+        def margin_at(moved: Tensor, target: int = target) -> Tensor:
+            return _margin(certificate, nominal, path.action_map(moved), target, masks)
+
+        if not bool(margin_at(points).isfinite().any()):
             continue
         for start in range(restarts + 1):
             z = torch.zeros_like(points)
             if start:
                 noise = torch.randn(points.shape, dtype=torch.float64, generator=generator).to(points)
-                z = ball.surface_sample(noise * (scale > 0.0))
-            found = points
-            least = torch.full_like(lowest, torch.inf)
-            for step in range(iterations + 1):
-                with torch.enable_grad():
-                    z = z.detach().requires_grad_()
-                    moved = points + sizes * scale * z
-                    margin = _margin(certificate, nominal, path.action_map(moved), target, masks)
-                    (gradient,) = torch.autograd.grad(margin.where(contested, 0.0).sum(), z)
-                with torch.no_grad():
-                    better = margin < least
-                    least = torch.where(better, margin, least)
-                    found = torch.where(better.unsqueeze(-1), moved, found)
-                    length = 1.0 if step == 0 else step_fraction * (1.0 - step / (iterations + 1))
-                    z = ball.project(z - length * ball.steepest(gradient.nan_to_num(0.0)))
+                z = ball.surface_sample(noise * (reach > 0.0))
+            found, least = _descend(margin_at, points, reach, z, ball, iterations, step_fraction)
             after = predict_flat(policy, certificate, found, masked)
             flipped = torch.as_tensor((after != before).reshape(len(points), -1).any(-1)).to(changed.device)
             better = (flipped & ~changed) | ((least < lowest) & (flipped | ~changed))
-            best = torch.where(better.unsqueeze(-1), found.detach(), best)
-            lowest = torch.minimum(least.detach(), lowest)
+            best = torch.where(better.unsqueeze(-1), found, best)
+            lowest = torch.minimum(least, lowest)
             changed = changed | flipped
     return DecisionAttack(changed.reshape(batch), best.reshape(flat.shape), lowest.reshape(batch))
+
+
+def _descend(
+    margin_at: Callable[[Tensor], Tensor],
+    points: Tensor,
+    reach: Tensor,
+    z: Tensor,
+    ball: Ball,
+    iterations: int,
+    step_fraction: float,
+) -> tuple[Tensor, Tensor]:
+    """The points with the smallest margins on the way, and those margins."""
+    found, least = points, torch.full_like(points[:, 0], torch.inf)
+    for step in range(iterations + 1):
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            moved = points + reach * z
+            margin = margin_at(moved)
+            (gradient,) = torch.autograd.grad(margin.where(margin.isfinite(), 0.0).sum(), z)
+        with torch.no_grad():
+            better = margin < least
+            least = torch.where(better, margin, least)
+            found = torch.where(better.unsqueeze(-1), moved, found)
+            length = 1.0 if step == 0 else step_fraction * (1.0 - step / (iterations + 1))
+            z = ball.project(z - length * ball.steepest(gradient.nan_to_num(0.0)))
+    return found.detach(), least.detach()
 
 
 def predict_flat(

@@ -151,7 +151,7 @@ def predict_path(policy: Any, vec_env: VecEnv | None = None) -> PredictPath:
     evaluated = policy_map.network
     dtype = next(decider.body[0].parameters()).dtype
     if decider.n_quantiles:
-        evaluated = _all_quantiles(decider, evaluated)
+        evaluated = _all_quantiles(decider)
         policy_map = replace(policy_map, network=_averaged(evaluated, decider.n_quantiles))
     net = decider.lbdn
     multipliers = (
@@ -168,14 +168,11 @@ def predict_path(policy: Any, vec_env: VecEnv | None = None) -> PredictPath:
     )
 
 
-def _all_quantiles(decider: Decider, network: ExplicitMLP) -> ExplicitMLP:
+def _all_quantiles(decider: Decider) -> ExplicitMLP:
     """The network without the averaging, with the input scale folded in."""
     whole = replace(decider, n_quantiles=0).explicit().to(dtype=torch.float64)
-    return (
-        replace(whole, weights=(network.weights[0], *whole.weights[1:]))
-        if len(whole.weights) > 1
-        else replace(whole, weights=(whole.weights[0] / decider.scale().to(whole.weights[0]),))
-    )
+    first, *others = whole.weights
+    return replace(whole, weights=(first / decider.scale().to(first), *others))
 
 
 def _averaged(network: ExplicitMLP, n_quantiles: int) -> ExplicitMLP:
@@ -188,7 +185,7 @@ def _averaged(network: ExplicitMLP, n_quantiles: int) -> ExplicitMLP:
 
 
 def _unit_of_rounding(dtype: torch.dtype) -> float:
-    """Unit of rounding of an evaluation in a dtype with the present settings of torch, and of a float64 one on top."""
+    """Unit of rounding in a dtype with the present settings of torch, and what float64 certificates round."""
     eps = torch.finfo(dtype).eps
     if dtype == torch.float32:
         try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustnn.errors import NonFiniteError, invalid
 from robustnn.params.explicit import ExplicitMLP
-from robustnn.params.fused import transforms_active
+from robustnn.params.fused import is_watched
 
 __all__ = ["CountedModule", "ExplicitModule", "Source", "check_floating", "in_place"]
 
@@ -127,7 +127,7 @@ class ExplicitModule(CountedModule):
         if not torch.is_grad_enabled():
             if self._frozen_weights is not None and self._all_in_place():
                 return self._frozen_weights(x)
-            if self._keeper is not None and not _is_looked_into():
+            if self._keeper is not None and not is_watched():
                 return self._keeper(self)(x)
         return self._evaluate(x)
 
@@ -220,11 +220,6 @@ def in_place(sources: list[Source]) -> bool:
     return all(holder.get(name) is value for holder, name, value in sources)
 
 
-def _is_looked_into() -> bool:
-    """Whether torch.func, torch.compile or torch.jit.trace is at work, which must see the conversion."""
-    return torch.compiler.is_compiling() or transforms_active() or torch._C._get_tracing_state() is not None
-
-
 def check_floating(name: str, dtype: torch.dtype | None) -> None:
     """Raise unless `dtype` is None or a real floating dtype.
 
@@ -240,7 +235,7 @@ def check_floating(name: str, dtype: torch.dtype | None) -> None:
 
 
 def _all_finite(tensors: Sequence[Tensor]) -> bool:
-    if _is_looked_into():  # there are no values
+    if is_watched():  # there are no values
         return True
     # A sum over all is finite unless an entry is not, or it overflows; it is eight times as fast for small tensors.
     total = torch.cat([tensor.reshape(-1) for tensor in tensors]).sum()
@@ -249,9 +244,6 @@ def _all_finite(tensors: Sequence[Tensor]) -> bool:
 
 def _report(kind: str, tensors: dict[str, Tensor]) -> None:
     """Raise, and name the first tensor with an entry that is not finite."""
-    # One question for all of them, and only then which it is.
-    if bool(torch.cat([tensor.detach().reshape(-1) for tensor in tensors.values()]).isfinite().all()):
-        return
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise NonFiniteError(
