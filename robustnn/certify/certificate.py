@@ -71,9 +71,10 @@ def certify_policy(
     r"""Certify a policy against errors $\delta$ of its raw observation with $\|\delta / d\| \le r$, for every r.
 
     What is certified is what `predict(..., deterministic=True)` returns, the rounding of float32 included (with
-    torch's precision of matrix products as it is set now, and without autocast). With a `VecNormalize` in `vec_env` the
-    raw observation is that of the plant. With a `VecFrameStack` it is the whole stack: for "linf" an error of at most r
-    in every frame is one of at most r, for "l2" an error of size r in each of k frames is one of size $\sqrt k\,r$.
+    torch's precision of matrix products as it is set now, and without autocast). With a `VecNormalize` in `vec_env`
+    the raw observation is that of the plant. With a `VecFrameStack` it is the whole stack: for "linf" an error of at
+    most r in every frame is one of at most r, for "l2" an error of size r in each of k frames is one of size
+    $\sqrt k\,r$.
 
     Args:
         policy: A policy or model: of this package, or SB3's own, as for `policy_bound`.
