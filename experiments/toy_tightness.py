@@ -8,6 +8,7 @@ ascent as in the paper, and computed from the slopes of all linear pieces. docs/
     python -m experiments.toy_tightness            # full run, about fifteen minutes on two cores
     python -m experiments.toy_tightness --long     # the sandwich network at gamma 10, trained twice as long
     python -m experiments.toy_tightness --spread   # the sandwich network at gamma 10, eight seeds, trained in two ways
+    python -m experiments.toy_tightness --published-data  # the sandwich network on the samples of the published code
     python -m experiments.toy_tightness --smoke    # seconds, for the test suite
     python -m experiments.toy_tightness --report experiments/results/toy_tightness
     python -m experiments.toy_tightness --document # write the numbers of docs/toy_tightness.md from committed results
@@ -22,12 +23,12 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from experiments.sweep import Task, run_tasks
 from experiments.toy import document, report
-from experiments.toy.config import LONG, SMOKE, SPREAD, Config
+from experiments.toy.config import LONG, PUBLISHED_DATA, SMOKE, SPREAD, Config
 from experiments.toy.train import gradient_factor, train_and_measure
 from robustnn.report import update_block
 from robustnn.runs import RunFolder
+from robustnn.sweep import Task, run_tasks
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs")
@@ -55,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="the sandwich network at gamma 10, 8 seeds, trained in two ways",
     )
     size.add_argument(
+        "--published-data",
+        action="store_true",
+        help="the sandwich network on the training samples of the published code",
+    )
+    size.add_argument(
         "--report", type=Path, metavar="FOLDER", help="only rebuild tables and figures of a run"
     )
     size.add_argument("--document", action="store_true", help="only rewrite the numbers of the document")
@@ -75,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         config, name, root = LONG, "toy_tightness_long", RESULTS
     elif arguments.spread:
         config, name, root = SPREAD, "toy_tightness_spread", RESULTS
+    elif arguments.published_data:
+        config, name, root = PUBLISHED_DATA, "toy_tightness_published_data", RESULTS
     else:
         config, name, root = Config(), "toy_tightness", RESULTS
     run = RunFolder.create(

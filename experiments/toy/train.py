@@ -64,7 +64,7 @@ def train_and_measure(config: Config, model: Model, seed: int) -> dict[str, Any]
     constant itself, and the LipSDP bound (none for SLL networks, whose shortcuts it cannot see).
     """
     start = time.perf_counter()
-    x = torch.from_numpy(_generator(seed, _INPUTS).uniform(-2.0, 2.0, (config.n_train, 1))).float()
+    x = training_inputs(config, seed)
     torch.manual_seed(int(_generator(seed, _WEIGHTS).integers(2**31)))
     net = build(config, model)
     trained = layer_by_layer(net) if model.layerwise and isinstance(net, LBDN) else net
@@ -91,6 +91,15 @@ def train_and_measure(config: Config, model: Model, seed: int) -> dict[str, Any]
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "seconds": round(seconds, 2),
     }
+
+
+def training_inputs(config: Config, seed: int) -> Tensor:
+    """Return the training inputs of one seed, shape (n_train, 1)."""
+    if config.data_seed is None:
+        drawn = _generator(seed, _INPUTS).uniform(-2.0, 2.0, (config.n_train, 1))
+        return torch.from_numpy(drawn).float()
+    generator = torch.Generator().manual_seed(config.data_seed)
+    return 2.0 * (2.0 * torch.rand(config.n_train, 1, generator=generator) - 1.0)
 
 
 def layer_by_layer(net: LBDN) -> Callable[[Tensor], Tensor]:

@@ -13,7 +13,7 @@ import torch
 
 from experiments import toy_tightness
 from experiments.toy import document
-from experiments.toy.config import INITS, LAYERS, LONG, SMOKE, SPREAD, Config, Model
+from experiments.toy.config import INITS, LAYERS, LONG, PUBLISHED_DATA, SMOKE, SPREAD, Config, Model
 from experiments.toy.exact import linear_pieces
 from experiments.toy.report import REFERENCE_MSE, REFERENCE_TIGHTNESS, Results
 from experiments.toy.train import (
@@ -23,6 +23,7 @@ from experiments.toy.train import (
     learning_rate,
     target,
     train_and_measure,
+    training_inputs,
 )
 from robustnn import LBDN, MLP, ExplicitMLP, InvalidArgumentError, ShapeError
 from robustnn.nn import SLLNet
@@ -31,7 +32,12 @@ from robustnn.runs import RunFolder
 from tests.networks import exported, inputs, random_lbdn, randomised
 
 EPS = torch.finfo(torch.float64).eps
-RUNS = {"toy_tightness": Config(), "toy_tightness_long": LONG, "toy_tightness_spread": SPREAD}
+RUNS = {
+    "toy_tightness": Config(),
+    "toy_tightness_long": LONG,
+    "toy_tightness_spread": SPREAD,
+    "toy_tightness_published_data": PUBLISHED_DATA,
+}
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +206,11 @@ def test_the_target_jumps_where_it_should() -> None:
 def test_the_learning_rate_rises_falls_and_vanishes() -> None:
     rates = [learning_rate(Config(), p) for p in (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)]
     assert np.allclose(rates, [0.0, 0.005, 0.01, 0.00525, 0.0005, 0.00025, 0.0])
+
+
+def test_the_published_samples_are_the_same_for_every_seed() -> None:
+    x = training_inputs(PUBLISHED_DATA, 0)
+    torch.manual_seed(123)
+    assert torch.equal(x, 2 * (2 * torch.rand(300, 1) - 1))
+    assert torch.equal(x, training_inputs(PUBLISHED_DATA, 1))
+    assert not torch.equal(training_inputs(Config(), 0), training_inputs(Config(), 1))
