@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.linalg import get_lapack_funcs
 from torch import Tensor
 
-__all__ = ["accretive_inverse", "cayley", "frobenius_norm", "inverse_cayley", "polish", "spectral_norm"]
+__all__ = [
+    "accretive_inverse",
+    "cayley",
+    "frobenius_norm",
+    "inverse_cayley",
+    "lapack_inverse",
+    "polish",
+    "spectral_norm",
+]
 
 # Below this size one LAPACK call is faster than two half-size inverses and five products.
 _LEAF = 48
@@ -49,21 +61,38 @@ def accretive_inverse(s: Tensor, *, use_lapack: bool = False) -> Tensor:
 
 def _lapack_inverse(s: Tensor) -> Tensor:
     n = s.shape[-1]
-    matrices = s.reshape(-1, n, n).numpy()
-    inverses = np.empty_like(matrices)
-    identity = np.eye(n, dtype=matrices.dtype)
+    if s.ndim == 2:
+        return torch.from_numpy(lapack_inverse(s.numpy()))
+    inverses = [lapack_inverse(matrix) for matrix in s.reshape(-1, n, n).numpy()]
+    return torch.from_numpy(np.reshape(inverses, s.shape))
+
+
+def lapack_inverse(s: NDArray[Any]) -> NDArray[Any]:
+    """Invert one small matrix by LAPACK.
+
+    Args:
+        s: Shape (n, n), float32 or float64.
+
+    Returns:
+        The inverse, shape (n, n), contiguous. NaN where LAPACK finds s singular.
+    """
+    if len(s) == 1:
+        return 1.0 / s
     # To solve for the unit matrix takes down to a third of the time of LAPACK's own inverse.
-    solve = _SOLVE[s.dtype]
-    for k, matrix in enumerate(matrices):
-        _, _, inverse, failed = solve(matrix.T, identity)
-        inverses[k] = np.nan if failed else inverse.T
-    return torch.from_numpy(inverses).view(s.shape)
+    _, _, inverse, failed = _SOLVE[s.dtype.char](s.T, _identity(len(s), s.dtype.char))
+    if failed:
+        inverse.fill(np.nan)
+    return inverse.T
 
 
-_SOLVE = {
-    torch.float32: get_lapack_funcs("gesv", dtype="float32"),
-    torch.float64: get_lapack_funcs("gesv", dtype="float64"),
-}
+@lru_cache(maxsize=64)
+def _identity(n: int, kind: str) -> NDArray[Any]:
+    identity = np.eye(n, dtype=kind, order="F")
+    identity.flags.writeable = False
+    return identity
+
+
+_SOLVE = {kind: get_lapack_funcs("gesv", dtype=kind) for kind in "fd"}
 
 
 def cayley(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -310,20 +310,25 @@ class LBDN(ExplicitModule):
             return scale if scale is None or dtype is None else scale.to(dtype)
 
         layers = tuple(layer.direct(dtype) for layer in self.layers)  # type: ignore[operator]
-        lipschitz: float | Tensor = self._lipschitz
-        if self.log_lipschitz is not None:
-            limit = psi_limit(self.log_lipschitz.dtype)
-            lipschitz = self.log_lipschitz.to(dtype).clamp(-limit, limit).exp()
-        return LBDNParams(layers, lipschitz, cast(self.input_scale), cast(self.output_scale))
+        return LBDNParams(layers, self._bound(dtype), cast(self.input_scale), cast(self.output_scale))
+
+    def _bound(self, dtype: torch.dtype | None) -> float | Tensor:
+        """The bound as a number, or, if it is trained, as a function of its parameter."""
+        if self.log_lipschitz is None:
+            return self._lipschitz
+        limit = psi_limit(self.log_lipschitz.dtype)
+        return self.log_lipschitz.to(dtype).clamp(-limit, limit).exp()
 
     def _explicit(self, dtype: torch.dtype | None = None) -> ExplicitMLP:
-        return lbdn_to_explicit(self.direct(dtype), self.activation, target=self.layers[0].weight.dtype)  # type: ignore[arg-type]
+        params = self.direct()._replace(lipschitz=self._bound(dtype))
+        return lbdn_to_explicit(params, self.activation, dtype=dtype)
 
     def _evaluate(self, x: Tensor) -> Tensor:
-        weight = next(self.parameters())
-        whole = weight.dtype.itemsize >= 4 and not torch.is_autocast_enabled(weight.device.type)
-        if whole and torch.is_grad_enabled():
-            return lbdn_apply(self.direct(), self.activation, x)
+        if torch.is_grad_enabled():
+            params = self.direct()
+            weight = params.layers[0].weight
+            if weight.dtype.itemsize >= 4 and not torch.is_autocast_enabled(weight.device.type):
+                return lbdn_apply(params, self.activation, x)
         return super()._evaluate(x)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -74,7 +74,10 @@ class SandwichLayer(ExplicitModule):
 
     def direct(self, dtype: torch.dtype | None = None) -> SandwichParams:
         """Return the free parameters by value, cast to `dtype` if one is given."""
-        params = SandwichParams(self.weight, self.alpha, self.psi, self.bias)
+        try:
+            params = SandwichParams(*map(self._parameters.__getitem__, SandwichParams._fields))  # type: ignore[arg-type]
+        except KeyError:  # another kind of attribute stands in the place of a parameter
+            params = SandwichParams(self.weight, self.alpha, self.psi, self.bias)
         if dtype is None:
             return params
         return SandwichParams(*(None if p is None else p.to(dtype) for p in params))  # type: ignore[arg-type]

@@ -26,13 +26,16 @@ import torch
 from torch import Tensor
 
 from robustnn.errors import check_positive
-from robustnn.params.activations import ACTIVATIONS
+from robustnn.params.arrays import LARGEST_PRODUCT, Array, Namespace, namespace_for
 from robustnn.params.direct import LBDNParams
 from robustnn.params.explicit import ExplicitMLP, check_input
 from robustnn.params.fused import (
     LBDNConversion,
     block_gradient,
     block_inverse,
+    confined_psis,
+    for_cotangents,
+    in_pieces,
     polar_gradients,
     polar_scales,
     psi_limit,
@@ -66,16 +69,21 @@ def lbdn_apply(params: LBDNParams, activation: str, x: Tensor) -> Tensor:
     shapes = [(weight.shape[0] - weight.shape[1], weight.shape[1]) for weight in weights]
     check_input(x, shapes[0][::-1], weights[0].dtype)
     samples = x.reshape(-1, x.shape[-1])
-    if not LBDNConversion.applicable() or not _pays(shapes, len(samples)):
+    largest = _largest_product(shapes, samples.shape[0])
+    if not LBDNConversion.applicable() or not _pays(shapes, samples.shape[0], largest):
         return lbdn_to_explicit(params, activation)(x)
-    *hidden, last = params.layers
+    layers, last_bias = params.layers, None
+    if isinstance(params.lipschitz, Tensor) or params.output_scale is not None:
+        # The last bias is in the units of the scaled output.
+        last_bias = layers[-1].bias
+        layers = (*layers[:-1], layers[-1]._replace(bias=None))
     tensors = (
         *weights,
-        *(layer.alpha for layer in params.layers),
-        *(layer.psi for layer in hidden),
+        *(layer.alpha for layer in layers),
+        *(layer.psi for layer in layers[:-1]),
         *(
             layer.weight.new_zeros(layer.weight.shape[1]) if layer.bias is None else layer.bias
-            for layer in hidden
+            for layer in layers
         ),
     )
     dtype = weights[0].dtype
@@ -87,32 +95,37 @@ def lbdn_apply(params: LBDNParams, activation: str, x: Tensor) -> Tensor:
         gamma *= check_positive("lipschitz", params.lipschitz)
     scale = params.input_scale
     samples = fold_input(samples, scale if scale is None or scale.ndim == 1 else scale.mT, eps)
-    y = LBDNApplication.apply(_merged_output, activation, gamma, psi_limit(dtype), samples, *tensors)
+    y = LBDNApplication.apply(_merged_output, activation, gamma, psi_limit(dtype), largest, samples, *tensors)
     if root is not None:
         y = y * root
     if params.output_scale is not None:
         y = fold_output(y.mT, params.output_scale, eps).mT
-    if last.bias is not None:
-        y = y + last.bias
+    if last_bias is not None:
+        y = y + last_bias
     return y.reshape(*x.shape[:-1], shapes[-1][1])
 
 
 def _merged_output(activation: str, gamma: float, limit: float, x: Tensor, *tensors: Tensor) -> Tensor:
-    n = (len(tensors) + 2) // 4
+    n = len(tensors) // 4 + 1
     weights = merged_weights(gamma, limit, *tensors[: 3 * n - 1])
-    return ExplicitMLP(weights, (*tensors[3 * n - 1 :], None), activation)(x)
+    return ExplicitMLP(weights, tensors[3 * n - 1 :], activation)(x)
 
 
-def _pays(shapes: list[tuple[int, int]], batch: int) -> bool:
-    """Whether fewer products are needed without the weights than with them, 3 + 9 b/n against 11 + 3 b/n.
+def _pays(shapes: list[tuple[int, int]], batch: int, largest_product: int) -> bool:
+    """Whether it is less work without the weights than with them, 3 + 9 b/n products against 11 + 3 b/n.
+
+    Where products are so small that numpy serves, it is: there the fewer operations count.
 
     Args:
         shapes: (n_in, n_out) of every layer.
         batch: Number of samples b.
+        largest_product: Multiplications in the largest product without the weights.
 
     Returns:
         True for batches up to 4/3 of the width, if all layers have one width.
     """
+    if largest_product <= LARGEST_PRODUCT:
+        return True
     formed, applied = 0, 0  # multiplications of the forward and backward pass, less what both need
     for k, (n_in, n_out) in enumerate(shapes):
         first, last = k == 0, k == len(shapes) - 1
@@ -123,7 +136,7 @@ def _pays(shapes: list[tuple[int, int]], batch: int) -> bool:
 
 
 class LBDNApplication(torch.autograd.Function):
-    """The output without its last bias, from the input and the direct parameters.
+    """The output from the input and the direct parameters.
 
     Not for use inside `torch.func` transforms; see `LBDNConversion.applicable`.
     """
@@ -135,6 +148,7 @@ class LBDNApplication(torch.autograd.Function):
         activation: str,
         gamma: float,
         limit: float,
+        largest_product: int,
         x: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
@@ -146,34 +160,19 @@ class LBDNApplication(torch.autograd.Function):
             activation: Key of the activation table.
             gamma: Bound of the network.
             limit: Largest |psi| that is used.
+            largest_product: Multiplications in the largest product of two matrices.
             x: Input, shape (b, n_in).
-            *tensors: weight_0 ... weight_L, alpha_0 ... alpha_L, psi_0 ... psi_{L-1}, bias_0 ... bias_{L-1}.
+            *tensors: weight_0 ... weight_L, alpha_0 ... alpha_L, psi_0 ... psi_{L-1}, bias_0 ... bias_L.
         """
-        n = (len(tensors) + 2) // 4
-        weights, alphas = tensors[:n], tensors[n : 2 * n]
-        psis, biases = tensors[2 * n : 3 * n - 1], tensors[3 * n - 1 :]
-        radial = polar_scales(weights, alphas)
-        function = ACTIVATIONS[activation].function
-        root = math.sqrt(gamma)
-        columns, rows, inside = _diagonals(psis, limit, root)
-        kept: list[Any] = []
-        h = x
-        for k, (weight, polar) in enumerate(zip(weights, radial[1].unbind(), strict=True)):
-            y, m = block_inverse(weight * polar)
-            q = torch.mm(torch.mm(h, y), m)
-            known: tuple[Any, ...] = (h if k else None, y, m, q)  # x is among the saved tensors
-            if k < n - 1:
-                z = function(torch.addcmul(biases[k], q, rows[k]))
-                u = z * columns[k]
-                r = torch.mm(u, m.mT)
-                h = torch.sub(r, u, alpha=0.5)
-                known = (*known, z, u, r)
-            kept.append(known)
         ctx.save_for_backward(x, *tensors)
-        ctx.settings = reference, activation, gamma, limit
-        ctx.kept, ctx.radial, ctx.diagonals = kept, radial, (columns, rows, inside)
-        ctx.scale = -2.0 * (root if n > 1 else gamma)
-        return q * ctx.scale
+        shapes = [
+            (rows - n_out, n_out) for rows, n_out in (t.shape for t in tensors[: len(tensors) // 4 + 1])
+        ]
+        xp = namespace_for((x, *tensors), _largest_product(shapes, len(x)))
+        ctx.settings = xp, reference, activation, gamma, limit
+        with xp.quiet():
+            y, ctx.kept = _apply(xp, activation, gamma, limit, x, tensors)
+        return xp.tensor(y)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -182,62 +181,102 @@ class LBDNApplication(torch.autograd.Function):
         if torch.is_autocast_enabled(device_type):
             with torch.autocast(device_type, enabled=False):
                 return LBDNApplication.backward(ctx, *grads)
-        x, *tensors = ctx.saved_tensors
-        reference, activation, gamma, limit = ctx.settings
+        saved = ctx.saved_tensors
+        xp, reference, activation, gamma, limit = ctx.settings
         if torch.is_grad_enabled():
-            pull_back = torch.func.vjp(lambda *t: reference(activation, gamma, limit, *t), x, *tensors)[1]
-            return (None, None, None, None, *pull_back(grads[0]))
-        n = len(ctx.kept)
-        weights = tensors[:n]
-        columns, rows, inside = ctx.diagonals
-        grad_weights, grad_psis, grad_biases = list(weights), tensors[2 * n : 3 * n - 1], tensors[3 * n - 1 :]
-        grad_x, grad_h, grad_q = None, grads[0], grads[0] * ctx.scale
-        for k in reversed(range(n)):
-            h, y, m, q, *hidden = ctx.kept[k]
-            if hidden:
-                z, u, r = hidden
-                grad_r_m = torch.mm(grad_h, m)
-                grad_u = torch.sub(grad_r_m, grad_h, alpha=0.5)
-                grad_v = _PULL_BACK[activation](grad_u * columns[k], z)
-                grad_q = grad_v * rows[k]
-                # Psi multiplies u and divides q.
-                grad_psis[k] = (grad_u * u).addcmul_(grad_q, q, value=-1.0).sum(0) * inside[k]
-                grad_biases[k] = grad_v.sum(0)
-            grad_p = torch.mm(grad_q, m.mT)
-            negative = torch.mm(q.mT, grad_p)
-            if hidden:
-                negative.addmm_(grad_r_m.mT, r)
-            grad_weights[k] = block_gradient(negative, y, (h if k else x).mT, grad_p)
-            if k > 0:
-                grad_h = torch.mm(grad_p, y.mT)
-            elif ctx.needs_input_grad[4]:
-                grad_x = torch.mm(grad_p, y.mT)
-        grad_alphas = polar_gradients(weights, grad_weights, ctx.radial)
-        return (None, None, None, None, grad_x, *grad_weights, *grad_alphas, *grad_psis, *grad_biases)
+            pull_back = torch.func.vjp(lambda *t: reference(activation, gamma, limit, *t), *saved)[1]
+            return (None, None, None, None, None, *pull_back(grads[0]))
+        xp, kept = for_cotangents(xp, ctx.kept, grads)
+        with xp.quiet():
+            gradients = _pull_back(xp, activation, saved, kept, grads[0], ctx.needs_input_grad[5])
+        return (None, None, None, None, None, *gradients)
+
+
+def _largest_product(shapes: Sequence[tuple[int, int]], batch: int) -> int:
+    return max(n_out * max(n_out, batch) * max(n_in, n_out) for n_in, n_out in shapes)
+
+
+def _apply(
+    xp: Namespace, activation: str, gamma: float, limit: float, x: Tensor, tensors: Sequence[Tensor]
+) -> tuple[Array, Any]:
+    """Return the output, and what the backward pass needs."""
+    n = len(tensors) // 4 + 1
+    weights, psis, raw_biases = tensors[:n], tensors[2 * n : 3 * n - 1], tensors[3 * n - 1 :]
+    sizes = [weight.shape[1] for weight in weights]
+    matrices = [xp.of(weight, x.dtype) for weight in weights]
+    radial = polar_scales(xp, matrices, tensors[n : 2 * n], x.dtype)
+    biases = in_pieces(xp.of(torch.cat(tuple(raw_biases)), x.dtype), sizes)
+    root = math.sqrt(gamma)
+    function = xp.activation(activation)
+    h = xp.of(x, x.dtype)
+    diagonals = _diagonals(xp, psis, limit, sizes[:-1], root)
+    layers: list[tuple[Array, ...]] = []
+    for k, (weight, polar) in enumerate(zip(matrices, radial[1], strict=True)):
+        y, m = block_inverse(xp, weight * polar)
+        q = xp.mm(xp.mm(h, y), m)
+        hidden: tuple[Array, ...] = ()
+        if k < n - 1:
+            column, row, inside = diagonals[k]
+            z = function(xp.affine(q, row, biases[k]))
+            u = z * column
+            r = xp.mm(u, m.T)
+            hidden = z, u, r, column, row, inside
+        layers.append((h if k else None, y, m, q, *hidden))  # x is among the saved tensors
+        if hidden:
+            h = xp.less_half(r, u)
+    scale = -2.0 * (root if n > 1 else gamma)
+    return q * scale + biases[-1], (radial, layers, scale)
+
+
+def _pull_back(
+    xp: Namespace, activation: str, saved: Sequence[Tensor], kept: Any, cotangent: Tensor, with_input: bool
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the input (if asked for), weights, alphas, psis and biases."""
+    radial, layers, scale = kept
+    n = len(layers)
+    dtype = saved[0].dtype
+    x, *weights = (xp.of(t, dtype) for t in saved[: n + 1])
+    derivative = xp.pull_back(activation)
+    grad_weights, grad_psis, grad_biases = [None] * n, [None] * (n - 1), [None] * n
+    grad_h = xp.of(cotangent, dtype)
+    grad_q = grad_h * scale
+    grad_biases[-1] = xp.column_sums(grad_h)
+    for k in reversed(range(n)):
+        h, y, m, q, *hidden = layers[k]
+        if hidden:
+            z, u, r, column, row, inside = hidden
+            grad_r_m = xp.mm(grad_h, m)
+            grad_u = xp.less_half(grad_r_m, grad_h)
+            grad_v = derivative(grad_u * column, z)
+            grad_q = grad_v * row
+            # Psi multiplies u and divides q.
+            grad_psis[k] = xp.column_sums(xp.difference(grad_u, u, grad_q, q)) * inside
+            grad_biases[k] = xp.column_sums(grad_v)
+        grad_p = xp.mm(grad_q, m.T)
+        negative = xp.mm(q.T, grad_p)
+        if hidden:
+            negative = xp.addmm_(negative, grad_r_m.T, r)
+        grad_weights[k] = block_gradient(xp, negative, y, (h if k else x).T, grad_p)
+        if k > 0 or with_input:
+            grad_h = xp.mm(grad_p, y.T)
+    grad_alphas = polar_gradients(xp, weights, grad_weights, radial)
+    return (
+        xp.tensor(grad_h) if with_input else None,
+        *map(xp.tensor, grad_weights),
+        *grad_alphas,
+        *map(xp.tensor, grad_psis),
+        *map(xp.tensor, grad_biases),
+    )
 
 
 def _diagonals(
-    psis: tuple[Tensor, ...], limit: float, root: float
-) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    xp: Namespace, psis: Sequence[Tensor], limit: float, sizes: Sequence[int], root: float
+) -> list[tuple[Array, Array, Array]]:
     """Diagonals of 2 sqrt2 Psi, of -2 sqrt2 / Psi (times the root in the first layer), and where psi is inside."""
     if not psis:
-        return (), (), ()
-    sizes = [len(psi) for psi in psis]
-    raw = torch.cat(psis)
-    log_psi = raw.clamp(-limit, limit)
-    columns = log_psi.exp() * math.sqrt(8.0)
-    rows = list((columns.reciprocal() * -8.0).split(sizes))
+        return []
+    log_psi, inside = confined_psis(xp, psis, limit, psis[0].dtype)
+    column = xp.exp(log_psi) * math.sqrt(8.0)
+    columns, rows, insides = (in_pieces(array, sizes) for array in (column, -8.0 / column, inside))
     rows[0] = rows[0] * root
-    return columns.split(sizes), rows, (raw == log_psi).to(raw.dtype).split(sizes)
-
-
-# The cotangent of the activation's input, from that of its output and the output itself.
-_PULL_BACK: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "elu": lambda g, z: g * (z.clamp(max=0.0) + 1.0),
-    "identity": lambda g, z: g,
-    "leaky_relu": lambda g, z: torch.ops.aten.leaky_relu_backward(g, z, 0.01, True),
-    "relu": lambda g, z: torch.ops.aten.threshold_backward(g, z, 0.0),
-    "sigmoid": torch.ops.aten.sigmoid_backward,
-    "softplus": lambda g, z: g * -torch.expm1(-z),
-    "tanh": torch.ops.aten.tanh_backward,
-}
+    return list(zip(columns, rows, insides, strict=True))

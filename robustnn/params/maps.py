@@ -15,15 +15,24 @@ and unchanged biases.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from robustnn.errors import InvalidArgumentError, check_positive
 from robustnn.linalg import cayley, frobenius_norm, polish
+from robustnn.params.arrays import TORCH
 from robustnn.params.direct import LBDNParams, SandwichParams
 from robustnn.params.explicit import ExplicitMLP
-from robustnn.params.fused import RADIUS_LIMIT, LBDNConversion, block_inverse, is_watched, psi_limit
+from robustnn.params.fused import (
+    RADIUS_LIMIT,
+    LBDNConversion,
+    block_inverse,
+    is_watched,
+    merged_by_value,
+    psi_limit,
+)
 from robustnn.params.scales import fold_input, fold_output
 
 __all__ = [
@@ -55,7 +64,7 @@ def sandwich_factors(params: SandwichParams) -> tuple[Tensor, Tensor]:
     if torch.is_grad_enabled() or is_watched() or scaled.dtype.itemsize < 4:
         factors = cayley(scaled[:n_out], scaled[n_out:])
         return factors if torch.is_grad_enabled() else polish(*factors)
-    y, m = block_inverse(scaled)  # the same map; LAPACK is called without a detour where it serves
+    y, m = block_inverse(TORCH, scaled)  # the same map; LAPACK is called without a detour where it serves
     a_t = 2.0 * m
     a_t.diagonal().sub_(1.0)
     return polish(a_t, -2.0 * (y @ m))
@@ -84,7 +93,11 @@ def sandwich_to_explicit(
 
 
 def lbdn_to_explicit(
-    params: LBDNParams, activation: str, *, target: torch.dtype | None = None
+    params: LBDNParams,
+    activation: str,
+    *,
+    dtype: torch.dtype | None = None,
+    target: torch.dtype | None = None,
 ) -> ExplicitMLP:
     r"""Explicit weights of a Lipschitz-bounded network, as in the module docstring.
 
@@ -99,10 +112,11 @@ def lbdn_to_explicit(
     Args:
         params: Free parameters, bound and scales.
         activation: Key of the activation table.
+        dtype: Dtype of the computation and of the weights returned; that of the parameters if None.
         target: Dtype that the weights will be rounded to; that of the parameters if None.
 
     Returns:
-        The network by value; differentiable with respect to every tensor in `params`.
+        The network by value, biases as they are; differentiable with respect to every tensor in `params`.
 
     Raises:
         InvalidArgumentError: If the bound is not positive, or psi is missing in a hidden layer or present in
@@ -114,26 +128,35 @@ def lbdn_to_explicit(
             f"params: expected hidden layers with psi and one output layer without, got {n} layers with psi "
             f"{[layer.psi is not None for layer in params.layers]}. Set psi to None in the last layer only."
         )
-    target = target or params.layers[-1].weight.dtype
+    own = params.layers[-1].weight.dtype
+    target, dtype = target or own, dtype or own
     limit, eps = psi_limit(target), torch.finfo(target).eps
-    gamma = rounding_margin(n, target)
-    if not isinstance(params.lipschitz, Tensor):
+    gamma, root = rounding_margin(n, target), None
+    if isinstance(params.lipschitz, Tensor):
+        root = params.lipschitz.to(dtype).sqrt()
+    else:
         gamma *= check_positive("lipschitz", params.lipschitz)
-    tensors = (
+    tensors: tuple[Tensor, ...] = (
         *(layer.weight for layer in params.layers),
         *(layer.alpha for layer in params.layers),
         *(layer.psi for layer in params.layers if layer.psi is not None),
     )
-    if LBDNConversion.applicable():
-        weights = list(LBDNConversion.apply(merged_weights, gamma, limit, *tensors))
+    if torch.is_grad_enabled() or is_watched():
+        if dtype != own:
+            tensors = tuple(tensor.to(dtype) for tensor in tensors)
+        fused = LBDNConversion.applicable()
+        convert = partial(LBDNConversion.apply, merged_weights) if fused else merged_weights
+        weights = list(convert(gamma, limit, *tensors))
     else:
-        weights = list(merged_weights(gamma, limit, *tensors))
-    if isinstance(params.lipschitz, Tensor):
-        root = params.lipschitz.sqrt()
+        weights = list(merged_by_value(gamma, limit, tensors, dtype, target))
+    if root is not None:
         weights[0] = weights[0] * root
         weights[-1] = weights[-1] * root
-    weights[0] = fold_input(weights[0], params.input_scale, eps)
-    weights[-1] = fold_output(weights[-1], params.output_scale, eps)
+    d_x, d_y = (
+        scale if scale is None else scale.to(dtype) for scale in (params.input_scale, params.output_scale)
+    )
+    weights[0] = fold_input(weights[0], d_x, eps)
+    weights[-1] = fold_output(weights[-1], d_y, eps)
     return ExplicitMLP(tuple(weights), tuple(layer.bias for layer in params.layers), activation)
 
 

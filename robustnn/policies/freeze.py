@@ -77,11 +77,17 @@ class KeptWeights:
 
     def __call__(self, module: ExplicitModule) -> ExplicitMLP:
         """Return the explicit weights of the present parameters; to be called without gradients."""
-        if self._weights is None or not in_place(self._sources) or not self._values.unchanged():
-            self._weights = None
+        if in_place(self._sources):
+            if self._weights is not None and self._values.unchanged():
+                return self._weights
+            again = self._weights is not None and self._values.renew()
+        else:
+            again = False
+        self._weights = None
+        if not again:
             self._sources = module._sources()
             self._values = _Values([value for _, _, value in self._sources if isinstance(value, Tensor)])
-            self._weights = module.explicit()
+        self._weights = module.explicit()
         return self._weights
 
 
@@ -105,7 +111,8 @@ class _Values:
             self._copies = self._joined()
 
     def _present_layouts(self) -> list[Any]:
-        return [(t.data_ptr(), t.shape, t.stride()) for t in self._tensors]
+        tensors = self._tensors
+        return [[t.data_ptr() for t in tensors], [t.shape for t in tensors], [t.stride() for t in tensors]]
 
     def _joined(self) -> list[Tensor]:
         """All bits in one tensor per device and size of entry: one comparison, and one wait for the device."""
@@ -113,6 +120,13 @@ class _Values:
         for bits in self._bits:
             groups.setdefault((bits.device, bits.dtype), []).append(bits.reshape(-1))
         return [torch.cat(group) for group in groups.values()]
+
+    def renew(self) -> bool:
+        """Copy the present values, if the tensors lie where they lay."""
+        if self._views is None or self._present_layouts() != self._layouts:
+            return False
+        self._bytes = [bytearray(view) for view in self._views]
+        return True
 
     def unchanged(self) -> bool:
         """Whether the tensors lie where they lay (the views would miss other memory) and hold the same bits."""

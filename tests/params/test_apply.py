@@ -10,6 +10,7 @@ from benchmarks.sandwich import TARGETS
 from robustnn import LBDN
 from robustnn.params import apply
 from robustnn.params.apply import lbdn_apply
+from robustnn.params.arrays import TORCH
 from robustnn.params.fused import RADIUS_LIMIT, block_inverse
 from robustnn.params.maps import lbdn_to_explicit
 from tests.networks import ACTIVATION_NAMES, SHAPES, inputs, random_lbdn
@@ -21,7 +22,7 @@ GAMMA = 3.0
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluate without the weights whatever the shape."""
-    monkeypatch.setattr(apply, "_pays", lambda shapes, batch: True)
+    monkeypatch.setattr(apply, "_pays", lambda *args: True)
 
 
 def merged(net: LBDN, x: Tensor) -> Tensor:
@@ -139,10 +140,12 @@ def test_backward_inside_autocast_is_in_full_precision() -> None:
 def test_inverse_with_the_gram_matrix_by_blocks(n: int) -> None:
     scaled = torch.randn(n + 3, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x, y = scaled[:n], scaled[n:]
-    same, m = block_inverse(scaled)
+    same, m = block_inverse(TORCH, scaled)
+    turned = block_inverse(TORCH, scaled.mT.contiguous().mT)[1]
     s = torch.eye(n, dtype=torch.float64) + x - x.mT + y.mT @ y
     assert torch.equal(same, y)
-    torch.testing.assert_close(m @ s, torch.eye(n, dtype=torch.float64), rtol=0, atol=100 * n * EPS)
+    for inverse in (m, turned):
+        torch.testing.assert_close(inverse @ s, torch.eye(n, dtype=torch.float64), rtol=0, atol=100 * n * EPS)
 
 
 @pytest.mark.parametrize("width, batch", TARGETS)
