@@ -156,6 +156,8 @@ def _change(certificate: PolicyCertificate, points: Tensor, radius: Tensor, loca
     output = path.network(points)
     _, rounding = path.output_error(points)
     within = rounding + certificate.growth[1] * radius.unsqueeze(-1)
+    overflows = radius > path.overflow_radius(points, certificate.unit)
+    within = within.masked_fill(overflows.unsqueeze(-1), _HUGE)
     moved = certificate.change.pairs.diagonal() * radius.unsqueeze(-1)
     if local and bool((radius > 0.0).any()):
         safe = radius.clamp_min(1.0 / _HUGE)

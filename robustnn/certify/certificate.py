@@ -78,7 +78,7 @@ def certify_policy(
 
     Args:
         policy: A policy or model: of this package, or SB3's own, as for `policy_bound`.
-        vec_env: The vector environment that feeds it.
+        vec_env: The vector environment that feeds it; None for the model's own, as in `policy_bound`.
         norm: "l2" or "linf".
         scale: d, in the units of the flat raw observation (for a Dict by key): the error of every sensor that counts as
             one. A component with 0 is taken as exact. Ones if None, and 0 for one-hot coded discrete quantities.

@@ -18,12 +18,15 @@ from torch import Tensor
 from robustnn.certify.certificate import PolicyCertificate
 from robustnn.certify.local import local_change
 from robustnn.errors import ShapeError, UnsupportedSpaceError, invalid
-from robustnn.policies.greedy import comparison_error
+from robustnn.policies.rounding import comparison_error
 
 __all__ = ["certified_radius", "decision_radius"]
 
 # Rounding of the last division.
 _INWARDS = 1.0 - 1e-9
+# By how much a choice that is not allowed must exceed the others to be made all the same: sb3-contrib gives it a
+# normalised logit of -1e8. This is a little less.
+_MASKED = 0.999e8
 # How many times the global radius the local one is looked for, and by how many bisections.
 _REACH = 256.0
 _BISECTIONS = 14
@@ -111,6 +114,8 @@ def decision_radius(
         part = slice(k, k + _CHUNK)
         contest = _contest(certificate, points[part], None if allowed is None else allowed[part])
         radius = contest.radius()
+        whole = certificate.path.overflow_radius(points[part], certificate.unit)
+        radius = torch.where(radius.isinf(), radius, torch.minimum(radius, whole))
         parts.append(_local_radius(certificate, points[part], contest, radius) if local else radius)
     joined = torch.cat(parts) if parts else points[:, 0]
     return joined.reshape(features.shape[:-1])
@@ -134,11 +139,13 @@ def _contest(certificate: PolicyCertificate, points: Tensor, allowed: Tensor | N
     for n in path.action_map.choices:
         group = slice(begin, begin + n)
         scores = outputs[:, group]
+        rivals = scores
         if allowed is not None:
+            rivals = torch.where(allowed[:, group], scores, scores - _MASKED)
             scores = scores.masked_fill(~allowed[:, group], -torch.inf)
         best, index = scores.max(-1, keepdim=True)
         against = torch.arange(n, device=outputs.device) != index
-        margin = (best - scores).where(against, torch.inf)
+        margin = (best - rivals).where(against, torch.inf)
         worst = error[:, group].gather(-1, index) + error[:, group]
         further = slope[group][index] + slope[group]
         compared = 2.0 * comparison_error(size[:, group], path.eps).unsqueeze(-1)
@@ -179,6 +186,7 @@ def _local_radius(
 ) -> Tensor:
     *_, last = certificate.path.network.weights
     open_ = contest.margin.isfinite()
+    whole = certificate.path.overflow_radius(points, certificate.unit)
 
     def stands(index: Tensor, r: Tensor) -> Tensor:
         rows = last[contest.winner[index]]
@@ -188,7 +196,7 @@ def _local_radius(
             local_change(certificate, points[index], r, rows), contest.rate[index] * r.unsqueeze(-1)
         )
         left = contest.margin[index] - contest.rounding[index] - contest.slope[index] * r.unsqueeze(-1)
-        return ((moved <= left) | ~open_[index]).all(-1)
+        return ((moved <= left) | ~open_[index]).all(-1) & (r <= whole[index])
 
     return largest_radius(stands, radius)
 

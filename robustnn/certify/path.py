@@ -15,13 +15,15 @@ from robustnn.bounds import constructive_multipliers
 from robustnn.errors import ShapeError, check_finite
 from robustnn.params.explicit import ExplicitMLP
 from robustnn.policies import ActionMap, Bound, action_map, flatten_observation, policy_bound
-from robustnn.policies.greedy import evaluation_error, evaluation_growth
 from robustnn.policies.networks import Decider, decider_of
+from robustnn.policies.normalization import feeding_env
 from robustnn.policies.observation import check_observation
+from robustnn.policies.rounding import evaluation_error, evaluation_growth, overflow_radius
 
 __all__ = ["PredictPath", "predict_path"]
 
 _EPS = torch.finfo(torch.float64).eps
+_EPS32 = torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,8 @@ class PredictPath:
         n_quantiles: Quantiles per action that are averaged after it, 0 for none.
         eps: Unit of rounding of the evaluation.
         multipliers: Multipliers by which an LBDN keeps its bound; None for another network.
+        input_gain: What the policy multiplies the inputs of `network` by in a step of its own, shape (n_obs,).
+        largest: Largest number that the evaluation can hold.
     """
 
     observation_space: spaces.Space
@@ -45,6 +49,8 @@ class PredictPath:
     n_quantiles: int
     eps: float
     multipliers: tuple[Tensor, ...] | None
+    input_gain: Tensor
+    largest: float
 
     @property
     def network(self) -> ExplicitMLP:
@@ -112,7 +118,7 @@ class PredictPath:
         Returns:
             Magnitudes and largest errors of the outputs, shape (..., n_out).
         """
-        error = 3.0 * self.eps * inputs.abs()
+        error = 3.0 * self.input_eps * inputs.abs()
         normalization = self.action_map.normalization
         if normalization is not None:
             # The difference of two float64 numbers of the size of the observation.
@@ -122,7 +128,25 @@ class PredictPath:
 
     def output_growth(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         """Bound what `output_error` grows by when no input moves by more than `unit`, shape (n_obs,)."""
-        return self._averaged(*evaluation_growth(self.evaluated, unit, 1.001 * self.eps))
+        return self._averaged(
+            *evaluation_growth(self.evaluated, unit, 1.001 * self.eps, input_eps=1.001 * self.input_eps)
+        )
+
+    @property
+    def input_eps(self) -> float:
+        """Unit of rounding of the observation, which SB3 turns into float32 whatever the policy computes in."""
+        return max(self.eps, _EPS32)
+
+    def overflow_radius(self, inputs: Tensor, unit: Tensor) -> Tensor:
+        """Radius of the ball of inputs in which no number of the evaluation overflows, shape (...).
+
+        Args:
+            inputs: Shape (..., n_obs).
+            unit: Largest change of every input per unit of the radius, shape (n_obs,).
+        """
+        # The comparison of logits and the average of quantiles add some up.
+        limit = self.largest / (4.0 * max(1, self.n_quantiles))
+        return overflow_radius(self.evaluated, inputs, self.input_gain, unit, limit)
 
     def _averaged(self, size: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         if not self.n_quantiles:
@@ -136,7 +160,7 @@ def predict_path(policy: Any, vec_env: VecEnv | None = None) -> PredictPath:
 
     Args:
         policy: A policy or model that `policy_bound` accepts.
-        vec_env: The vector environment whose `VecNormalize`, if any, feeds it.
+        vec_env: The vector environment whose `VecNormalize`, if any, feeds it; None for the model's own.
 
     Returns:
         The path, on the device of the policy.
@@ -144,6 +168,7 @@ def predict_path(policy: Any, vec_env: VecEnv | None = None) -> PredictPath:
     Raises:
         InvalidArgumentError: If a part of the policy or of the wrappers is of unknown gain, or statistics still change.
     """
+    vec_env = feeding_env(policy, vec_env)
     bound = policy_bound(policy, vec_env)
     policy = getattr(policy, "policy", policy)
     decider = decider_of(policy)
@@ -165,6 +190,8 @@ def predict_path(policy: Any, vec_env: VecEnv | None = None) -> PredictPath:
         decider.n_quantiles,
         _unit_of_rounding(dtype),
         multipliers,
+        1.0 / decider.scale().to(evaluated.weights[0]),
+        min(torch.finfo(dtype).max, torch.finfo(torch.float32).max),
     )
 
 

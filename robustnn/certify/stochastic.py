@@ -104,6 +104,12 @@ def distribution_change(
         if noise.std is not None
         else _categorical(certificate, points, radius, local, features.shape[:-1], action_masks)
     )
+    beyond = certificate.path.overflow_radius(points, certificate.unit) < radius
+    change = DistributionChange(
+        change.kl.masked_fill(beyond, torch.inf),
+        change.tv.masked_fill(beyond, 1.0),
+        None if change.w2 is None else change.w2.masked_fill(beyond, torch.inf),
+    )
     batch = features.shape[:-1]
     w2 = None if change.w2 is None else change.w2.reshape(batch)
     return DistributionChange(change.kl.reshape(batch), change.tv.reshape(batch), w2)

@@ -17,7 +17,7 @@ from robustnn.bounds import network_sha256
 from robustnn.errors import InvalidArgumentError, UnsupportedSpaceError
 from robustnn.params.explicit import ExplicitMLP
 from robustnn.policies.networks import check_methods, decider_of
-from robustnn.policies.normalization import Normalization, normalization_of
+from robustnn.policies.normalization import Normalization, feeding_env, normalization_of
 
 __all__ = ["ActionMap", "action_map"]
 
@@ -188,7 +188,8 @@ def action_map(
 
     Args:
         policy: The policy or the model, with vector observations.
-        vec_env: The vector environment whose `VecNormalize`, if any, feeds the policy.
+        vec_env: The vector environment whose `VecNormalize`, if any, feeds the policy; None for the model's own, as in
+            `policy_bound`.
         dtype: Dtype of the result; float64 evaluates the float32 weights without further rounding.
 
     Returns:
@@ -205,8 +206,9 @@ def action_map(
         >>> action_map(model.policy)(torch.zeros(4, 3, dtype=torch.float64)).shape
         torch.Size([4, 1])
     """
-    policy = getattr(policy, "policy", policy)
     decider = decider_of(policy)
+    vec_env = feeding_env(policy, vec_env)
+    policy = getattr(policy, "policy", policy)
     check_methods(policy)
     network = decider.explicit().to(dtype=dtype)
     device = network.weights[0].device

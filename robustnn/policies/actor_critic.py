@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
-from gymnasium import spaces
-from numpy.typing import NDArray
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
 
-from robustnn.errors import UnsupportedSpaceError
 from robustnn.nn.lbdn import LBDN
 from robustnn.policies.base import LipschitzPolicy
 from robustnn.policies.distributions import CheckedGaussian, without_graph
-from robustnn.policies.greedy import greedy_radius
-from robustnn.policies.networks import decider_of
-from robustnn.policies.observation import check_observation, flatten_observation
 
 __all__ = ["LBDNActorCriticPolicy", "LipschitzActorCritic"]
 
@@ -102,9 +94,9 @@ class LBDNActorCriticPolicy(LipschitzActorCritic, ActorCriticPolicy):
 
     where $\pi(o)$ is what `model.predict(o, deterministic=True)` returns, in the units of the action space
     (after clipping, or tanh and rescaling), and o is what predict receives. For discrete actions $\pi$ stands
-    for the logits, and `certified_radius` tells how far an observation may move without changing the action.
-    The whole actor is one LBDN; the value network is an ordinary MLP unless `lipschitz_critic` is given. With
-    `VecNormalize` in front, `bound(vec_env)` gives the bound in the raw observations of the plant.
+    for the logits; `robustnn.certify.certified_radius` tells how far an observation may move without changing
+    the action. The whole actor is one LBDN; the value network is an ordinary MLP unless `lipschitz_critic` is
+    given. With `VecNormalize` in front, `bound(vec_env)` gives the bound in the raw observations of the plant.
 
     Args:
         observation_space: Box that is no image, Discrete, MultiDiscrete, MultiBinary, or a Dict of these.
@@ -126,35 +118,3 @@ class LBDNActorCriticPolicy(LipschitzActorCritic, ActorCriticPolicy):
         >>> model.policy.bound().plain
         10.0
     """
-
-    def certified_radius(self, observation: Any) -> NDArray[np.float64]:
-        r"""Distance within which the greedy discrete action cannot change: margin / ($\sqrt2\,\gamma$).
-
-        What rounding can add to the logits is taken off the margin. With `VecNormalize` in front, observations
-        and radius are normalised ones, as for `predict`.
-
-        Args:
-            observation: Shape (n_obs,) or (batch, n_obs), as given to `predict`.
-
-        Returns:
-            Shape () or (batch,): radius in the norm $\|D_o^{-1} \Delta o\|_2$ (plain l2 without a scale).
-
-        Raises:
-            UnsupportedSpaceError: If actions are not Discrete.
-            NonFiniteError: If the observation contains NaN or infinity.
-        """
-        if not isinstance(self.action_space, spaces.Discrete):
-            raise UnsupportedSpaceError(
-                f"action_space: expected Discrete, got {self.action_space}. Use bound() for continuous actions."
-            )
-        check_observation(observation, self.observation_space)
-        with torch.no_grad():
-            network = self.lbdn.explicit()
-            eps = torch.finfo(network.weights[0].dtype).eps
-            scale = decider_of(self).scale().double()
-            flat = torch.as_tensor(flatten_observation(self.observation_space, observation)).to(scale.device)
-            radius = greedy_radius(
-                network.to(dtype=torch.float64), flat.reshape(-1, flat.shape[-1]) / scale, self.lipschitz, eps
-            )
-        result: NDArray[np.float64] = radius.cpu().numpy()
-        return result if flat.ndim > 1 else result.squeeze(0)

@@ -14,15 +14,16 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam, Optimizer, RMSprop
 
-from robustnn.errors import CheckpointError, UnsupportedSpaceError, invalid
+from robustnn.errors import CheckpointError, UnsupportedSpaceError, check_finite, invalid
 from robustnn.nn.lbdn import LBDN
+from robustnn.nn.module import switch_mode
 from robustnn.nn.sandwich import SandwichLayer
 from robustnn.policies.action_map import ActionMap, action_map
 from robustnn.policies.extractors import ObservationScale, ScaleArgument, rounded
 from robustnn.policies.networks import decider_of
-from robustnn.policies.observation import check_observation
+from robustnn.policies.observation import TOO_LARGE, check_observation
 from robustnn.policies.options import LipschitzOptions, as_net_arch, check_activation, n_outputs
 from robustnn.policies.scaling import Bound, policy_bound
 
@@ -82,6 +83,7 @@ class LipschitzPolicy(BasePolicy):
     _takes_dict: ClassVar[bool] = True
     _has_critic: ClassVar[bool] = True
     _always_squashed: ClassVar[bool] = False
+    _switched: ClassVar[tuple[str, ...]] = ()  # what SB3 switches to training mode, if not the whole policy
 
     def __init__(
         self,
@@ -125,6 +127,11 @@ class LipschitzPolicy(BasePolicy):
         if activation_fn is not None:
             kwargs["activation_fn"] = activation_fn
         super().__init__(observation_space, action_space, lr_schedule, net_arch=net_arch, **kwargs)
+        optimizer = self._actor_optimizer()
+        if type(optimizer) is RMSprop:  # that of A2C
+            for group in optimizer.param_groups:
+                if group["foreach"] is None:
+                    group["foreach"] = True  # the same steps, bit for bit, in two thirds of the time
         self._attach_penalty()
 
     @classmethod
@@ -238,14 +245,30 @@ class LipschitzPolicy(BasePolicy):
         Raises:
             InvalidArgumentError: If the observation is not an array of numbers, has other keys than the space, or a
                 discrete value is out of range.
-            NonFiniteError: If the observation contains NaN or infinity, or does in float32.
+            NonFiniteError: If the observation contains NaN or infinity, or does in float32, or the network overflows.
         """
         reset_result = (
             isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict)
         )
         if not reset_result:  # SB3 has a message for this mistake
             check_observation(observation, self.observation_space)
-        return super().predict(observation, *args, **kwargs)
+        actions, state = super().predict(observation, *args, **kwargs)
+        if isinstance(self.action_space, spaces.Box):
+            check_finite("action", actions, TOO_LARGE)
+        return actions, state
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Switch the networks that the algorithm trains between training and evaluation, as SB3 does at every step.
+
+        Args:
+            mode: Whether to set training mode.
+        """
+        if not self._switched:
+            super().set_training_mode(mode)
+            return
+        for name in self._switched:
+            switch_mode(getattr(self, name), mode)
+        self.training = mode
 
     def _actor_optimizer(self) -> Optimizer:
         """The optimiser that steps the parameters of the bounded network."""

@@ -16,12 +16,15 @@ from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.crossq.policies import CrossQPolicy
 from sb3_contrib.qrdqn.policies import QRDQNPolicy, QuantileNetwork
 from sb3_contrib.tqc.policies import TQCPolicy
-from torch import nn
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import Tensor, nn
 
+from robustnn.errors import check_finite
 from robustnn.nn.lbdn import LBDN
 from robustnn.policies.actor_critic import LipschitzActorCritic
 from robustnn.policies.base import LipschitzPolicy
 from robustnn.policies.extractors import rounded
+from robustnn.policies.observation import TOO_LARGE
 from robustnn.policies.off_policy import LipschitzActor
 
 __all__ = ["LBDNCrossQPolicy", "LBDNMaskablePolicy", "LBDNQRDQNPolicy", "LBDNTQCPolicy"]
@@ -95,6 +98,7 @@ class LBDNQRDQNPolicy(LipschitzPolicy, QRDQNPolicy):
 
     _actions: ClassVar[tuple[type[spaces.Space], ...]] = (spaces.Discrete,)
     _has_critic: ClassVar[bool] = False
+    _switched: ClassVar[tuple[str, ...]] = ("quantile_net",)
 
     def make_quantile_net(self) -> QuantileNetwork:
         """Return sb3-contrib's quantile network with the bounded network inside."""
@@ -113,6 +117,11 @@ class LBDNQRDQNPolicy(LipschitzPolicy, QRDQNPolicy):
         self._shrink_output(network)
         net.quantile_net = network  # type: ignore[assignment]
         return net.to(self.device)
+
+    def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
+        values = self.quantile_net(obs).mean(dim=1)
+        check_finite("mean quantiles", values, TOO_LARGE)  # the largest of NaNs would be some action
+        return values.argmax(dim=1).reshape(-1)
 
     def bounded_networks(self) -> Iterator[LBDN]:
         """Yield the network of the quantiles and that of its target."""

@@ -6,25 +6,29 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from robustnn.bounds import Certificate, UpperBound, certify, constructive_multipliers
-from robustnn.errors import CertificateError, InvalidArgumentError, ShapeError, UnsupportedSpaceError, invalid
+from robustnn.errors import (
+    CertificateError,
+    InvalidArgumentError,
+    ShapeError,
+    UnsupportedSpaceError,
+    check_finite,
+    invalid,
+)
 from robustnn.nn.convert import as_explicit
 from robustnn.params.explicit import ExplicitMLP
 from robustnn.policies.action_map import ActionMap, action_map
 from robustnn.policies.bound import Bound
 from robustnn.policies.networks import Decider, decider_of
-from robustnn.policies.normalization import Normalization, is_drifting
-from robustnn.policies.observation import check_observation, flatten_observation, size_of
-from robustnn.policies.options import n_outputs
-from robustnn.policies.pipeline import Pipeline, in_two_parts
-from robustnn.policies.wrappers import drifts_inside, environment_notes, frames_of, sensor_names
+from robustnn.policies.normalization import Normalization, check_frozen, feeding_env
+from robustnn.policies.observation import TOO_LARGE, check_observation, flatten_observation, size_of
+from robustnn.policies.pipeline import Pipeline, has_two_scores, in_two_parts
+from robustnn.policies.wrappers import environment_notes, frames_of, sensor_names
 
 __all__ = ["DeployedPolicy", "Proof", "deploy"]
 
@@ -50,8 +54,9 @@ class DeployedPolicy(nn.Module):
     It takes the flat raw observation (`robustnn.policies.flatten_observation`), shape (..., n_obs), and returns the
     action in the units of the action space, shape (..., n_act), or the greedy discrete action (integers of shape
     (...) for Discrete, (..., k) for MultiDiscrete and MultiBinary). Every step of the way is inside:
-    normalisation by frozen statistics, observation scale, network, clipping or tanh and rescaling. It knows
-    nothing of Stable-Baselines3 and works with `torch.export`, `state_dict` and `pickle`. NaN is not refused.
+    normalisation by frozen statistics (of float64 observations in float64), observation scale, network, clipping or
+    tanh and rescaling. It knows nothing of Stable-Baselines3 and works with `torch.export`, `state_dict` and `pickle`.
+    NaN is not refused, but by `predict`.
 
     Args:
         network: The weights, with the observation scale in the first one.
@@ -78,10 +83,10 @@ class DeployedPolicy(nn.Module):
 
     def __init__(self, network: ExplicitMLP, pipeline: Pipeline, proof: Proof) -> None:
         super().__init__()
-        n_obs, n_act = size_of(pipeline.observation_space), n_outputs(pipeline.action_space)
-        if (network.in_features, network.out_features) != (n_obs, n_act):
+        n_obs, n_out = size_of(pipeline.observation_space), pipeline.n_outputs
+        if (network.in_features, network.out_features) != (n_obs, n_out):
             raise ShapeError(
-                f"network: expected {n_obs} inputs and {n_act} outputs, got {network.in_features} and "
+                f"network: expected {n_obs} inputs and {n_out} outputs, got {network.in_features} and "
                 f"{network.out_features}. Pass the network of a policy for these spaces."
             )
         self.pipeline = pipeline
@@ -106,6 +111,7 @@ class DeployedPolicy(nn.Module):
             x = ((x - self.mean) - self.mean_rest) / self.std
             if self.clip is not None:
                 x = torch.minimum(torch.maximum(x, -self.clip), self.clip)
+            x = x.to(self.std.dtype)  # of float64 observations, after the difference to the mean
         output: Tensor = self.network(x)
         if self.pipeline.mean_clip is not None:
             output = output.clamp(-self.pipeline.mean_clip, self.pipeline.mean_clip)
@@ -113,7 +119,10 @@ class DeployedPolicy(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return the deterministic actions of flat raw observations of shape (..., n_obs); see the class."""
-        output = self.scores(observation)
+        return self._decide(self.scores(observation))
+
+    def _decide(self, output: Tensor) -> Tensor:
+        """Return the actions of the network's outputs."""
         if self.low is not None and self.high is not None and self.half_range is not None:
             if self.pipeline.squash:
                 return self.low + (output.tanh() + 1.0) * self.half_range
@@ -163,17 +172,24 @@ class DeployedPolicy(nn.Module):
 
         Raises:
             InvalidArgumentError: If the observation is not one of the space, or `deterministic` is false.
-            NonFiniteError: If the observation contains NaN or infinity.
+            NonFiniteError: If the observation contains NaN or infinity, or the network overflows.
         """
         if not deterministic:
             raise invalid(
                 "deterministic", "True", deterministic, "A deployed policy draws no random actions."
             )
         check_observation(observation)
-        flat = flatten_observation(self.pipeline.observation_space, observation).astype(np.float32)
+        flat = flatten_observation(self.pipeline.observation_space, observation)
         weight: Tensor = self.network[0].weight  # type: ignore[assignment]
+        x = torch.from_numpy(flat).to(weight.device)
+        narrow = x.to(weight.dtype)
+        # VecNormalize takes the difference to the mean in float64, which matters to numbers that float32 cannot hold.
+        wide = self.mean is not None and not torch.equal(narrow.to(x.dtype), x)
         with torch.no_grad():
-            action = self(torch.from_numpy(flat).to(weight)).cpu().numpy()
+            scores = self.scores(x if wide else narrow)
+            decided = self._decide(scores)
+            check_finite("action", decided if self.pipeline.kind == "box" else scores, TOO_LARGE)
+        action = decided.cpu().numpy()
         return action.reshape(*flat.shape[:-1], *(self.pipeline.action_space.shape or ())), state
 
     def explicit(self) -> ExplicitMLP:
@@ -254,10 +270,10 @@ def deploy(policy: Any, vec_env: VecEnv | None = None) -> DeployedPolicy:
     `VecNormalize` stands in front of it.
 
     Args:
-        policy: A policy or a model: of this package, or SB3's own, of any algorithm that `policy_bound` knows. A
-            model that normalises its observations needs `vec_env`; pass `model.policy` to deploy the map from
-            normalised observations.
-        vec_env: The vector environment that feeds the policy, with frozen statistics.
+        policy: A policy or a model: of this package, or SB3's own, of any algorithm that `policy_bound` knows. Pass
+            `model.policy` to deploy the map from what `predict` receives, normalised observations for example.
+        vec_env: The vector environment that feeds the policy, with frozen statistics; None for the model's own, as in
+            `policy_bound`.
 
     Returns:
         The module in float32 on the CPU.
@@ -274,33 +290,13 @@ def deploy(policy: Any, vec_env: VecEnv | None = None) -> DeployedPolicy:
         >>> deploy(model)(torch.zeros(4)).dtype
         torch.int64
     """
-    model, policy = policy, getattr(policy, "policy", policy)
-    if is_drifting(vec_env):
-        raise invalid(
-            "vec_env", "VecNormalize with frozen statistics", "training=True",
-            "Its next observation changes the policy: set vec_env.training = False.",
-        )  # fmt: skip
-    if drifts_inside(vec_env):
-        raise invalid(
-            "vec_env", "environments with frozen statistics", "gymnasium's NormalizeObservation that updates them",
-            "Use VecNormalize, or set update_running_mean = False on the wrapper of every environment.",
-        )  # fmt: skip
     decider = decider_of(policy)
-    if isinstance(policy.action_space, spaces.MultiBinary) and decider.n_outputs != n_outputs(
-        policy.action_space
-    ):
-        raise UnsupportedSpaceError(
-            "action_space: expected one logit per binary action, got two, as MaskablePPO has them. Use a MultiDiscrete "
-            "of twos, which is the same choice."
-        )
+    vec_env = feeding_env(policy, vec_env)
+    policy = getattr(policy, "policy", policy)
+    check_frozen(vec_env)
     policy_map = action_map(policy, vec_env)
     space = policy.observation_space
     normalization = policy_map.normalization
-    if normalization is None and model is not policy and _normalises(model):
-        raise invalid(
-            "vec_env", "the VecNormalize of the model", None if vec_env is None else "an environment without it",
-            "Pass vec_env=model.get_env(), or model.policy to deploy the map from normalised observations.",
-        )  # fmt: skip
     if normalization is not None:
         # What is shipped in float32, by value; the mean is shipped in two parts.
         clip = torch.as_tensor(normalization.clip, dtype=torch.float64).float().double()
@@ -318,14 +314,9 @@ def deploy(policy: Any, vec_env: VecEnv | None = None) -> DeployedPolicy:
         frames_of(vec_env),
         sensor_names(vec_env, space),
         environment_notes(vec_env),
+        paired=has_two_scores(policy.action_space, policy_map.network.out_features),
     )
     return DeployedPolicy(policy_map.network, pipeline, _proof(decider, policy_map.network))
-
-
-def _normalises(model: Any) -> bool:
-    """Whether the model was given observations that a VecNormalize had normalised."""
-    normalizer = model.get_vec_normalize_env() if getattr(model, "env", None) is not None else None
-    return normalizer is not None and bool(normalizer.norm_obs)
 
 
 def _proof(decider: Decider, network: ExplicitMLP) -> Proof:

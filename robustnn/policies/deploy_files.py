@@ -34,7 +34,7 @@ from robustnn.policies.bound import Bound
 from robustnn.policies.deploy import DeployedPolicy, Proof, deploy
 from robustnn.policies.deploy_onnx import onnx_bytes, read_network, same_graph
 from robustnn.policies.normalization import Normalization
-from robustnn.policies.pipeline import Pipeline, in_two_parts
+from robustnn.policies.pipeline import Pipeline, has_two_scores, in_two_parts
 from robustnn.policies.space_json import space_from_json, space_to_json
 
 __all__ = ["load_deployed", "save_deployed", "verify_deployed"]
@@ -236,7 +236,9 @@ def _read(folder: Path) -> tuple[DeployedPolicy, Bound]:
         scales = (certificate.input_scale, certificate.output_scale)
         if any(scale.ndim != 1 for scale in scales):
             raise _refused(folder, "a certificate with diagonal scales", "one with matrices")
-        deployed = DeployedPolicy(network, _pipeline(content), Proof(*scales, certificate.multipliers))
+        deployed = DeployedPolicy(
+            network, _pipeline(content, network.out_features), Proof(*scales, certificate.multipliers)
+        )
         same = same_graph(data, deployed)
         expected = json.loads(json.dumps(_described(deployed, certificate, digests)))
     except (InvalidArgumentError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -252,11 +254,12 @@ def _read(folder: Path) -> tuple[DeployedPolicy, Bound]:
     return deployed, Bound.from_dict(content["bound"])
 
 
-def _pipeline(content: Mapping[str, Any]) -> Pipeline:
+def _pipeline(content: Mapping[str, Any], n_out: int) -> Pipeline:
     clip = content["mean_clip"]
+    action_space = space_from_json(content["action_space"])
     return Pipeline(
         space_from_json(content["observation_space"]),
-        space_from_json(content["action_space"]),
+        action_space,
         str(content["output"]),
         _normalization(content["normalization"]),
         bool(content["squash"]),
@@ -264,6 +267,7 @@ def _pipeline(content: Mapping[str, Any]) -> Pipeline:
         int(content["frames"]),
         tuple(str(name) for name in content["components"]),
         tuple(str(note) for note in content["notes"]),
+        paired=has_two_scores(action_space, n_out),
     )
 
 

@@ -12,6 +12,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from torch import nn
 
 from robustnn.errors import InvalidArgumentError, invalid
+from robustnn.nn.bounded import BoundedNet
 from robustnn.nn.convert import as_explicit
 from robustnn.nn.lbdn import LBDN
 from robustnn.nn.module import ExplicitModule
@@ -54,6 +55,11 @@ class Decider:
     def lbdn(self) -> LBDN | None:
         """The bounded network, if the whole body is one."""
         return self.body[0] if len(self.body) == 1 and isinstance(self.body[0], LBDN) else None
+
+    @property
+    def bounded(self) -> LBDN | BoundedNet | None:
+        """The network with a bound of its own, an LBDN or another one, if the whole body is one."""
+        return self.body[0] if len(self.body) == 1 and isinstance(self.body[0], (LBDN, BoundedNet)) else None
 
     @property
     def n_outputs(self) -> int:

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 from torch import Tensor
 
 from robustnn.errors import ShapeError, check_nonnegative, invalid
 from robustnn.policies.observation import parts, size_of
-from robustnn.policies.wrappers import check_spaces, stack_of, wrappers_of
+from robustnn.policies.wrappers import check_spaces, drifts_inside, stack_of, wrappers_of
 
-__all__ = ["Normalization", "is_drifting", "normalization_of"]
+__all__ = ["Normalization", "check_frozen", "feeding_env", "is_drifting", "normalization_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +95,62 @@ def normalization_of(vec_env: VecEnv | None, space: spaces.Space) -> Normalizati
     return Normalization(torch.from_numpy(mean), torch.from_numpy(std), limit)
 
 
+def feeding_env(owner: Any, vec_env: VecEnv | None) -> VecEnv | None:
+    """Return the vector environment between the plant and a policy: the one given, or else the model's own.
+
+    Args:
+        owner: A policy or a model. A policy has no environment, so its raw observation is what `predict` receives.
+            A model that was loaded without an environment has none either.
+        vec_env: The one that the user gave, or None.
+
+    Returns:
+        The vector environment, or None.
+
+    Raises:
+        InvalidArgumentError: If the model's own normalises observations and the one given does not: a bound would speak
+            of other units than those of the plant.
+    """
+    get_env = getattr(owner, "get_env", None)
+    own = None if get_env is None else get_env()
+    if vec_env is None:
+        return own
+    if own is not None and _find(vec_env) is None and _normalises(own):
+        raise invalid(
+            "vec_env", "the VecNormalize of the model", "an environment without it",
+            "Pass vec_env=model.get_env(), or model.policy in the place of the model for the map from normalised "
+            "observations.",
+        )  # fmt: skip
+    return vec_env
+
+
+def _normalises(vec_env: VecEnv) -> bool:
+    normalizer = unwrap_vec_normalize(vec_env)
+    return normalizer is not None and bool(normalizer.norm_obs)
+
+
 def is_drifting(vec_env: VecEnv | None) -> bool:
     """Whether the statistics of a `VecNormalize` in the chain change with the next observation."""
     found = _find(vec_env)
     return found is not None and found[0].training
+
+
+def check_frozen(vec_env: VecEnv | None) -> None:
+    """Raise if statistics of the observations, in a `VecNormalize` or inside the environments, still change.
+
+    Raises:
+        InvalidArgumentError: If they do.
+    """
+    if is_drifting(vec_env):
+        raise invalid(
+            "vec_env", "VecNormalize with frozen statistics", "training=True",
+            "Its next observation changes the map from observation to action: set vec_env.training = False.",
+        )  # fmt: skip
+    if drifts_inside(vec_env):
+        raise invalid(
+            "vec_env", "environments with frozen statistics", "gymnasium's NormalizeObservation that updates them",
+            "What a sensor's error amounts to changes with every step: use VecNormalize, which the bound accounts for, "
+            "or set update_running_mean = False on the wrapper of every environment.",
+        )  # fmt: skip
 
 
 def _find(vec_env: VecEnv | None) -> tuple[VecNormalize, StackedObservations | None] | None:

@@ -23,6 +23,12 @@ __all__ = [
 ]
 
 
+# What to do where an observation is finite and what is computed from it is not.
+TOO_LARGE = (
+    "The observation is too large for the network, or training diverged: check the sensors and weights."
+)
+
+
 def parts(space: spaces.Space) -> Iterator[tuple[str, spaces.Space]]:
     """Yield the spaces that an observation consists of, in the order in which policies concatenate them.
 

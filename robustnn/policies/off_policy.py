@@ -10,16 +10,19 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
+from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from robustnn.errors import check_finite
 from robustnn.nn.lbdn import LBDN
 from robustnn.policies.base import LipschitzPolicy
 from robustnn.policies.distributions import copyable
 from robustnn.policies.extractors import rounded
+from robustnn.policies.observation import TOO_LARGE
 
 __all__ = ["LBDNDQNPolicy", "LBDNSACPolicy", "LBDNTD3Policy", "LipschitzActor"]
 
@@ -30,6 +33,7 @@ class LipschitzActor(LipschitzPolicy):
     _roles: ClassVar[tuple[str, ...]] = ("pi", "qf")
     _actions: ClassVar[tuple[type[spaces.Space], ...]] = (spaces.Box,)
     _always_squashed: ClassVar[bool] = True
+    _switched: ClassVar[tuple[str, ...]] = ("actor", "critic")
     # Set by SB3's classes.
     actor: Any
     net_arch: Any
@@ -163,12 +167,18 @@ class LBDNDQNPolicy(LipschitzPolicy, DQNPolicy):
 
     _actions: ClassVar[tuple[type[spaces.Space], ...]] = (spaces.Discrete,)
     _has_critic: ClassVar[bool] = False
+    _switched: ClassVar[tuple[str, ...]] = ("q_net",)
 
     def make_q_net(self) -> QNetwork:
         """Return SB3's Q-network with the bounded network inside."""
         q_net = super().make_q_net()
         q_net.q_net = self._new_network(q_net.features_dim, q_net.net_arch, small_output=True)  # type: ignore[assignment]
         return q_net.to(self.device)
+
+    def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
+        values = self.q_net(obs)
+        check_finite("Q-values", values, TOO_LARGE)  # the largest of NaNs would be some action
+        return values.argmax(dim=1).reshape(-1)
 
     def bounded_networks(self) -> Iterator[LBDN]:
         """Yield the network of the Q-values and that of its target."""

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
 from torch import Tensor
 
 from robustnn.bounds import Certificate
-from robustnn.errors import UnsupportedSpaceError
+from robustnn.policies.action_range import half_range
 from robustnn.policies.bound import Bound, Stage
 from robustnn.policies.normalization import Normalization
 from robustnn.policies.observation import is_one_hot
 from robustnn.policies.options import n_outputs
+from robustnn.policies.stages import Chain
 
-__all__ = ["Pipeline", "in_two_parts"]
+__all__ = ["Pipeline", "has_two_scores", "in_two_parts"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,8 @@ class Pipeline:
         frames: Number of frames that the observation stacks.
         names: The sensor that every observation component comes from.
         notes: What else there is to know of the observation.
+        paired: Whether each of several binary actions is the greater of two scores, as in MaskablePPO, which is a
+            choice of a MultiDiscrete of twos.
     """
 
     observation_space: spaces.Space
@@ -45,41 +47,45 @@ class Pipeline:
     frames: int = 1
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    paired: bool = False
 
     @property
     def choices(self) -> tuple[int, ...]:
-        """Numbers of scores that belong together, ones for MultiBinary; empty for continuous actions."""
+        """Numbers of scores that belong together, ones or twos for MultiBinary; empty for continuous actions."""
         space = self.action_space
         if isinstance(space, spaces.Discrete):
             return (int(space.n),)
         if isinstance(space, spaces.MultiDiscrete):
             return tuple(int(n) for n in space.nvec)
-        return (1,) * n_outputs(space) if isinstance(space, spaces.MultiBinary) else ()
+        return (2 if self.paired else 1,) * n_outputs(space) if isinstance(space, spaces.MultiBinary) else ()
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs of the network: action components, or scores."""
+        return sum(self.choices) or n_outputs(self.action_space)
 
     @property
     def kind(self) -> str:
-        """Kind of the action: "box", "discrete", "multidiscrete" or "multibinary"."""
+        """Kind of the action: "box", "discrete", "multidiscrete" or "multibinary"; see `paired`."""
+        if self.paired:
+            return "multidiscrete"
         kinds = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
         return next(kind.__name__.lower() for kind in kinds if isinstance(self.action_space, kind))
 
     def limits(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Lower limit, upper limit and half range of every action component in float32; None if discrete.
 
+        The half range is that of squashed actions, and ones for others.
         Limits that float32 cannot hold are rounded inwards where actions are clipped.
 
         Raises:
-            UnsupportedSpaceError: If actions are squashed to limits that are not finite, or that are one.
+            UnsupportedSpaceError: If actions are squashed to no range; see `half_range`.
         """
         space = self.action_space
         if not isinstance(space, spaces.Box):
             return None
         low, high = (np.asarray(limit).reshape(-1).astype(np.float64) for limit in (space.low, space.high))
-        half = 0.5 * (high - low)
-        if self.squash and not (np.isfinite(half) & (half > 0.0)).all():
-            raise UnsupportedSpaceError(
-                f"action_space: expected a Box with finite limits low < high where actions are squashed, got {space}. "
-                "Bound the actions, and leave out components that cannot move."
-            )
+        half = half_range(space) if self.squash else np.ones_like(low)
         low32, high32, half32 = (values.astype(np.float32) for values in (low, high, half))
         if not self.squash:
             low32 = np.where(low32 < low, np.nextafter(low32, np.float32(np.inf)), low32)
@@ -118,48 +124,37 @@ class Pipeline:
             The bound with its stages.
         """
         inside, outside = certificate.input_scale.numpy(), certificate.output_scale.numpy()
-        std = np.ones(len(inside)) if self.normalization is None else self.normalization.std.numpy()
         limits = self.limits()
-        half = np.ones(len(outside))
-        if limits is not None and self.squash:
-            half = limits[2].numpy().astype(np.float64)
-        one_hot = is_one_hot(self.observation_space)
-        speaks = ~one_hot if not one_hot.all() else one_hot
-        gain = certificate.bound * float(outside.max() / inside[speaks].min())
+        chain = Chain(
+            self.names,
+            is_one_hot(self.observation_space),
+            limits[2].double().numpy() if limits is not None and self.squash else np.ones(len(outside)),
+            self.output,
+            self.frames,
+            None if self.normalization is None else self.normalization.std.numpy(),
+            None,
+            self.mean_clip,
+            self.squash,
+        )
+        gain = certificate.bound * float(outside.max() / inside[chain.speaks_of].min())
         return Bound(
             certificate.bound,
-            tuple((inside * std).tolist()),
-            tuple((outside * half).tolist()),
+            tuple((inside if chain.std is None else inside * chain.std).tolist()),
+            tuple((outside * chain.half_range).tolist()),
             self.frames,
             self.output,
-            self._stages(gain, std, half, speaks),
-            tuple(one_hot.tolist()) if one_hot.any() else (),
+            chain.stages(Stage("network", gain, "certified, with the observation scale")),
+            tuple(chain.one_hot.tolist()) if chain.one_hot.any() else (),
             self.names,
             self.notes,
             network_sha256,
             statistics_sha256,
         )
 
-    def _stages(
-        self, gain: float, std: NDArray[np.float64], half: NDArray[np.float64], speaks: NDArray[np.bool_]
-    ) -> tuple[Stage, ...]:
-        stages = []
-        if self.frames > 1:
-            stages.append(Stage(f"{self.frames} stacked frames", 1.0))
-        if self.normalization is not None:
-            k = int(np.where(speaks, std, np.inf).argmin())
-            note = f"largest for {self.names[k]}, of std {std[k]:.4g}"
-            stages.append(Stage("VecNormalize", float(1.0 / std[k]), note))
-        if is_one_hot(self.observation_space).any():
-            stages.append(Stage("one-hot codes", 1.0, "discrete parts jump; the bound speaks of the others"))
-        stages.append(Stage("network", gain, "certified, with the observation scale"))
-        if self.mean_clip is not None:
-            stages.append(Stage("clipped mean", 1.0, f"to +-{self.mean_clip:g}"))
-        if self.squash:
-            stages.append(Stage("tanh, rescaled", float(half.max()), "half the action range"))
-        elif self.output == "action":
-            stages.append(Stage("clipped to limits", 1.0))
-        return tuple(stages)
+
+def has_two_scores(space: spaces.Space, n_out: int) -> bool:
+    """Whether a network of as many outputs has two scores for each of several binary actions; see `Pipeline`."""
+    return isinstance(space, spaces.MultiBinary) and n_out == 2 * n_outputs(space)
 
 
 def in_two_parts(mean: Tensor) -> tuple[Tensor, Tensor]:

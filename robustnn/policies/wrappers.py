@@ -59,13 +59,19 @@ def wrappers_of(vec_env: VecEnv | None) -> list[VecEnvWrapper]:
     while isinstance(vec_env, VecEnvWrapper):
         found.append(vec_env)
         vec_env = vec_env.venv
-    unknown = [type(w).__name__ for w in found if type(w) not in _KNOWN]
+    # A raw observation is what a wrapper returns that only adds errors (`adds_errors` in its class).
+    unknown = [
+        type(w).__name__
+        for w in found
+        if type(w) not in _KNOWN and not getattr(type(w), "adds_errors", False)
+    ]
     if unknown:
         raise invalid(
             "vec_env",
             "wrappers whose effect on observations is known (VecNormalize, VecMonitor, VecFrameStack, ...)",
             ", ".join(unknown),
-            "Pass the VecNormalize over the bare environments, and account for other wrappers yourself.",
+            "Pass the VecNormalize over the bare environments and account for other wrappers yourself, or pass "
+            "model.policy for the map from what predict receives.",
         )
     return found
 
@@ -134,7 +140,7 @@ def sensor_names(vec_env: VecEnv | None, space: spaces.Space) -> tuple[str, ...]
 
 
 def environment_notes(vec_env: VecEnv | None) -> tuple[str, ...]:
-    """Return in words what gymnasium wrappers inside the environments do to observations, as far as can be seen.
+    """Return in words what gymnasium wrappers do inside the environments, as far as can be seen.
 
     Environments of SB3's `DummyVecEnv` and `SubprocVecEnv` are asked; those of other classes are not.
 
@@ -149,6 +155,8 @@ def environment_notes(vec_env: VecEnv | None) -> tuple[str, ...]:
         return ()
     names = _names_inside(base)
     notes = [f"A raw observation is one behind {', '.join(names)} in the environments."] if names else []
+    if any(base.env_is_wrapped(gymnasium.ActionWrapper)):
+        notes.append("An action is one in front of an ActionWrapper in the environments.")
     if all(base.env_is_wrapped(FrameStackObservation)):
         k = max(base.get_attr("stack_size"))
         notes.append(f"It stacks {k} frames: an error in every one counts up to {math.sqrt(k):.4g} times.")

@@ -83,5 +83,5 @@ def test_masks_come_from_the_environments() -> None:
     env = toy_vec_env(FOUR, spaces.Discrete(2), 2)
     model = model_of("MaskablePPO", spaces.Discrete(2), env=env)
     rate = certification_rate(model, env, EPS, steps=10, masked=True)
-    assert np.isinf(rate.radius.reshape(10, 2)[1::2]).all()  # one choice is left at every second step
+    assert (rate.radius.reshape(10, 2)[1::2] > 1e5).all()  # one choice is left at every second step
     assert np.isfinite(rate.radius.reshape(10, 2)[::2]).all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -200,75 +199,6 @@ def test_difference_quotients_of_predict_stay_below(name: str, size: float) -> N
         assert (np.linalg.norm(change, axis=-1) <= bound.action_change(direction * scale) + slack).all()
 
 
-@pytest.fixture(params=[False, True], ids=["raw", "normalised"])
-def discrete(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
-    """A trained policy with discrete actions."""
-    yield build("discrete, normalised" if request.param else "discrete", train=True)
-
-
-def greedy(model: Any, env: Any, observations: np.ndarray) -> np.ndarray:
-    if isinstance(env, VecNormalize):
-        observations = env.normalize_obs(observations)
-    return model.predict(observations, deterministic=True)[0]
-
-
-@pytest.mark.parametrize("size", [0.0, 0.3, 3.0])
-def test_no_attack_inside_the_certified_radius_changes_the_action(
-    discrete: tuple[Any, Any], size: float
-) -> None:
-    model, env = discrete
-    if size:
-        randomise(model.policy, size)
-    observations = raw_observations(model, env, 128).astype(np.float32)
-    seen = env.normalize_obs(observations) if isinstance(env, VecNormalize) else observations
-    radius = torch.as_tensor(model.policy.certified_radius(seen)).double()
-    assert (radius >= 0).all()
-    action = torch.as_tensor(greedy(model, env, observations))
-    policy_map = action_map(model.policy, env)
-    scale = torch.tensor(model.policy.bound(env).observation_scale, dtype=torch.float64)
-    start = torch.as_tensor(observations).double()
-    generator = torch.Generator().manual_seed(0)
-    step = torch.randn(start.shape, generator=generator, dtype=torch.float64)
-    for _ in range(40):
-        step = (step / step.norm(dim=-1, keepdim=True) * radius[:, None]).requires_grad_()
-        logits = policy_map(start + step * scale)
-        others = logits.scatter(1, action[:, None], -torch.inf).amax(-1)
-        gap = others - logits.gather(1, action[:, None])[:, 0]
-        (gradient,) = torch.autograd.grad(gap.sum(), step)
-        lengths = gradient.norm(dim=-1, keepdim=True).clamp_min(1e-300)
-        step = (step + 0.5 * radius[:, None] * gradient / lengths).detach()
-    attacked = (
-        (start + step / step.norm(dim=-1, keepdim=True) * radius[:, None] * scale).numpy().astype(np.float32)
-    )
-    # Only points that are still inside after rounding to float32 observations count.
-    distance = np.linalg.norm((attacked.astype(np.float64) - observations) / scale.numpy(), axis=-1)
-    inside = (radius.numpy() > 0) & (distance <= radius.numpy())
-    assert inside.any()
-    np.testing.assert_array_equal(greedy(model, env, attacked)[inside], action.numpy()[inside])
-
-
-def test_the_certified_radius_is_nearly_the_distance_to_a_change_of_action() -> None:
-    # Linear in two logits that move apart at the full rate: the steep network of one rotated output layer.
-    env = toy_vec_env(action_space=spaces.Discrete(2))
-    model = toy_model(env, policy_kwargs={"net_arch": [], "lipschitz": 7.0})
-    make_steep(model.policy)  # logits = -7 (o_0, o_1): the margin is 7 |o_0 - o_1|
-    observation = np.float32([0.3, -0.2, 1.0])
-    radius = float(model.policy.certified_radius(observation))
-    assert radius == pytest.approx(0.5 / np.sqrt(2.0), rel=1e-5)
-    towards = np.array([-1.0, 1.0, 0.0]) / np.sqrt(2.0)
-    action = model.predict(observation, deterministic=True)[0]
-    inside = (observation + 0.999 * radius * towards).astype(np.float32)
-    outside = (observation + 1.001 * radius * towards).astype(np.float32)
-    assert model.predict(inside, deterministic=True)[0] == action
-    assert model.predict(outside, deterministic=True)[0] != action
-
-
-def test_certified_radius_shapes() -> None:
-    model, _ = build("discrete", train=False)
-    assert model.policy.certified_radius(np.zeros(3, np.float32)).shape == ()
-    assert model.policy.certified_radius(np.zeros((5, 3), np.float32)).shape == (5,)
-
-
 @pytest.mark.parametrize("name", CHAINS)
 def test_the_weights_of_the_bound_are_those_the_user_stated(name: str) -> None:
     model, env = build(name, train=False)
@@ -337,24 +267,3 @@ def test_training_moved_the_weights() -> None:
 
 def test_ppo_is_the_default_of_the_toy() -> None:
     assert isinstance(build("plain", train=False)[0], PPO)
-
-
-@pytest.mark.parametrize("lipschitz, offset", [(1e-2, 10.0), (1.0, 100.0)])
-def test_the_certified_radius_allows_for_rounding_of_the_logits(lipschitz: float, offset: float) -> None:
-    """Logits that nearly tie and are large: their float32 values are coarse, and the radius must say so."""
-    env = toy_vec_env(action_space=spaces.Discrete(3))
-    model = toy_model(env, policy_kwargs={"net_arch": [8], "lipschitz": lipschitz})
-    randomise(model.policy, 1.0)
-    with torch.no_grad():
-        model.policy.action_net.layers[-1].bias.fill_(offset)
-    observations = raw_observations(model, env, 512).astype(np.float32)
-    radius = model.policy.certified_radius(observations)
-    action = greedy(model, env, observations)
-    rng = np.random.default_rng(0)
-    scale = np.array(model.policy.bound(env).observation_scale)
-    for _ in range(40):
-        direction = rng.standard_normal(observations.shape)
-        direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
-        moved = (observations + 0.999 * radius[:, None] * direction * scale).astype(np.float32)
-        inside = np.linalg.norm((moved.astype(np.float64) - observations) / scale, axis=-1) <= radius
-        np.testing.assert_array_equal(greedy(model, env, moved)[inside], action[inside])

@@ -242,7 +242,7 @@ def test_a_stored_bound_is_about_one_policy_and_one_normalisation() -> None:
         env.clip_obs, env.epsilon = before
     bound.check(policy_bound(model, env))
     with pytest.raises(CertificateError, match="normalisation statistics.*got"):
-        bound.check(policy_bound(model))
+        bound.check(policy_bound(model.policy))
     with torch.no_grad():
         model.policy.lbdn.layers[-1].bias.add_(1e-6)
     with pytest.raises(CertificateError, match="weights"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from robustnn.bounds import certify, lipsdp
-from robustnn.errors import InvalidArgumentError, UnsupportedSpaceError
+from robustnn.errors import InvalidArgumentError
 from robustnn.nn.convert import as_explicit
 from robustnn.policies import ActionMap, ObservationScale, action_map, flatten_observation
 from robustnn.policies.convert import convert_policy
@@ -31,7 +29,6 @@ from tests.policies.toy import (
     algorithm_of,
     is_off_policy,
     sample_observations,
-    toy_model,
     toy_vec_env,
 )
 
@@ -364,72 +361,6 @@ def test_rms_prop_and_own_optimiser_settings_are_kept() -> None:
     optimizer = convert_policy(mlp_model("TD3", **settings)).policy.actor.optimizer
     assert type(optimizer) is torch.optim.AdamW
     assert optimizer.param_groups[0]["weight_decay"] == 0.5
-
-
-class OwnPolicy(ActorCriticPolicy):
-    """A subclass that may compute anything."""
-
-
-class OwnExtractor(BaseFeaturesExtractor):
-    """An extractor of unknown gain."""
-
-    def __init__(self, observation_space: Any) -> None:
-        super().__init__(observation_space, 3)
-
-    def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        return 2.0 * observations
-
-
-def recurrent() -> Any:
-    contrib = pytest.importorskip("sb3_contrib")
-    return contrib.RecurrentPPO("MlpLstmPolicy", toy_vec_env(), device="cpu")
-
-
-def images() -> Any:
-    space = OBSERVATION_KINDS["vector"].__class__(0, 255, (36, 36, 3), np.uint8)
-    return DQN("CnnPolicy", toy_vec_env(space, ACTION_KINDS["discrete"]), device="cpu", buffer_size=10)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: mlp_model("CrossQ"), "without batch renormalisation"),
-        (lambda: mlp_model("SAC, gSDE"), "without gSDE"),
-        (lambda: A2C("MlpPolicy", toy_vec_env(), use_sde=True, device="cpu"), "without gSDE"),
-        (recurrent, "without memory"),
-        (lambda: toy_model(), "has a bound already"),
-        (lambda: toy_model(policy=OwnPolicy), "OwnPolicy"),
-        (
-            lambda: toy_model(policy="MlpPolicy", policy_kwargs={"features_extractor_class": OwnExtractor}),
-            "OwnExtractor",
-        ),
-        (lambda: toy_model(policy="MlpPolicy", policy_kwargs={"activation_fn": nn.GELU}), "gelu"),
-        (lambda: toy_model(policy="MlpPolicy").policy, "model: expected a model"),
-        (lambda: None, "model: expected a model"),
-    ],
-)
-def test_agents_that_cannot_be_converted(make: Callable[[], Any], message: str) -> None:
-    with pytest.raises(InvalidArgumentError, match=message):
-        convert_policy(make())
-
-
-def test_images_are_refused() -> None:
-    with pytest.raises((InvalidArgumentError, UnsupportedSpaceError), match="CnnPolicy|NatureCNN|image"):
-        convert_policy(images())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"slack": 0.9}, "slack: expected a factor >= 1"),
-        ({"lipschitz": -1.0}, "lipschitz: expected a finite number > 0"),
-        ({"observation_scale": (1.0, 2.0)}, r"observation_scale: expected shape \(3,\)"),
-        ({"lipschitz_penalty": 1.0}, "lipschitz_penalty"),
-    ],
-)
-def test_wrong_options(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidArgumentError, match=message):
-        convert_policy(mlp_model("PPO"), **arguments)
 
 
 def test_every_algorithm_of_sb3_is_covered() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
@@ -15,11 +16,13 @@ from stable_baselines3.common.vec_env import (
     SubprocVecEnv,
     VecCheckNan,
     VecEnv,
+    VecEnvWrapper,
     VecFrameStack,
     VecMonitor,
     VecNormalize,
 )
 
+from robustnn.certify import certify_policy, tolerance_radius
 from robustnn.errors import (
     InvalidArgumentError,
     ShapeError,
@@ -52,12 +55,47 @@ def test_drifting_statistics() -> None:
     assert policy_bound(model, env).plain == 4.0
 
 
-def test_a_model_without_its_environment_says_what_an_observation_is() -> None:
-    env = normalised(std=[1.0, 2.0, 3.0])
+def test_the_chain_of_a_model_is_its_own_unless_another_is_given() -> None:
+    env = normalised(std=[1.0, 2.0, 0.01])
     model = bounded(env)
-    assert "pass vec_env" in str(policy_bound(model))
-    assert policy_bound(model, env).notes == ()
-    assert policy_bound(model.policy).notes == ()
+    raw, given = policy_bound(model), policy_bound(model, env)
+    assert raw == given and raw.plain == pytest.approx(400.0, rel=1e-6) and raw.statistics_sha256
+    assert policy_bound(model.policy).plain == 4.0  # per unit of what predict receives
+    x = torch.tensor([[0.3, -2.0, 0.004]], dtype=torch.float64)
+    assert torch.equal(action_map(model)(x), action_map(model, env)(x))
+    radii = [tolerance_radius(certify_policy(model, e), x, 0.1) for e in (None, env)]
+    assert torch.equal(*radii) and float(radii[0]) < 2e-3
+
+
+def test_an_environment_without_the_normalisation_of_the_model_is_refused() -> None:
+    """Its bound would be 4 per raw unit, where the action moves by 400."""
+    env = normalised(std=[1.0, 2.0, 0.01])
+    model = bounded(env)
+    for ask in (policy_bound, action_map, certify_policy):
+        with pytest.raises(InvalidArgumentError, match="VecNormalize of the model.*model.policy"):
+            ask(model, env.venv)
+    assert policy_bound(model.policy, env.venv).plain == 4.0
+    env.training = True
+    with pytest.raises(InvalidArgumentError, match="frozen statistics"):
+        policy_bound(model)
+
+
+def test_wrappers_of_unknown_effect_in_the_chain_of_a_model_are_refused() -> None:
+    model = bounded(Tenfold(feed_env(VECTOR, ACTIONS, 1)))
+    with pytest.raises(InvalidArgumentError, match="Tenfold.*model.policy"):
+        policy_bound(model)
+    assert policy_bound(model.policy).plain == 4.0
+
+
+class Tenfold(VecEnvWrapper):
+    """A wrapper of a user, whose gain nobody knows."""
+
+    def reset(self) -> Any:
+        return 10.0 * self.venv.reset()
+
+    def step_wait(self) -> Any:
+        observation, *rest = self.venv.step_wait()
+        return 10.0 * observation, *rest
 
 
 class Shifted(gymnasium.ObservationWrapper):  # type: ignore[type-arg]
@@ -100,7 +138,17 @@ def test_other_observation_wrappers_are_named() -> None:
     stacked = inside(DummyVecEnv, lambda e: gymnasium.wrappers.FrameStackObservation(e, 4))
     notes = policy_bound(bounded(stacked), stacked).notes
     assert "FrameStackObservation" in notes[0] and "4 frames" in notes[1] and "2 times" in notes[1]
-    assert policy_bound(bounded(env), None).notes == ()
+    assert policy_bound(bounded(env).policy).notes == ()
+
+
+@pytest.mark.parametrize("vector", [DummyVecEnv, SubprocVecEnv])
+def test_wrappers_of_actions_are_named(vector: Any) -> None:
+    """Behind a RescaleAction the plant receives more, or less, than the bound speaks of."""
+    env = inside(vector, lambda e: gymnasium.wrappers.RescaleAction(e, np.float32(-0.1), np.float32(0.1)))
+    assert policy_bound(bounded(env), env).notes == (
+        "An action is one in front of an ActionWrapper in the environments.",
+    )
+    env.close()
 
 
 def test_wrappers_in_other_processes_are_seen_too() -> None:

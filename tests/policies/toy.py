@@ -19,6 +19,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from robustnn.errors import RobustNNError
 from robustnn.nn.lbdn import LBDN
 from robustnn.policies import LBDNActorCriticPolicy
 from robustnn.policies.networks import decider_of
@@ -259,3 +260,13 @@ def steepen(network: LBDN, copies: int = 1) -> None:
             if layer.psi is not None:
                 layer.psi.zero_()
             layer.bias.zero_()
+
+
+def assert_refused(call: Callable[[], Any], error: type[Exception], words: tuple[str, ...]) -> None:
+    """A call raises an error that says what was expected, what came and how to mend it, with some words in it."""
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    if isinstance(caught.value, RobustNNError):
+        assert "expected" in message and "got" in message and message.rstrip().endswith("."), message

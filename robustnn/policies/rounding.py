@@ -1,4 +1,4 @@
-"""How far an observation may move before a greedy discrete decision can change, as evaluated in floating point."""
+"""What rounding can add to the outputs of a network and to a comparison of them, as evaluated in floating point."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from robustnn.params.activations import ACTIVATIONS
 from robustnn.params.explicit import ExplicitMLP
 
-__all__ = ["comparison_error", "evaluation_error", "evaluation_growth", "greedy_radius"]
+__all__ = ["comparison_error", "evaluation_error", "evaluation_growth", "overflow_radius"]
 
 _PIECEWISE_LINEAR = ("identity", "leaky_relu", "relu")
 
@@ -51,18 +51,21 @@ def evaluation_error(
     return size, error
 
 
-def evaluation_growth(network: ExplicitMLP, reach: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def evaluation_growth(
+    network: ExplicitMLP, reach: Tensor, eps: float, *, input_eps: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Bound what `evaluation_error` grows by when no input moves by more than `reach`.
 
     Args:
         network: As there.
         reach: Shape (..., n_in), float64; the result is proportional to it.
         eps: As there.
+        input_eps: Unit of rounding of the inputs; `eps` if None.
 
     Returns:
         Growth of the magnitudes and of the errors of the outputs, shape (..., n_out).
     """
-    error = 3.0 * eps * reach
+    error = 3.0 * (eps if input_eps is None else input_eps) * reach
     for weight in network.weights:
         reach = reach @ weight.abs().mT
         error = error @ weight.abs().mT + (_sums(weight, eps) + 4.0 * eps) * reach
@@ -71,6 +74,34 @@ def evaluation_growth(network: ExplicitMLP, reach: Tensor, eps: float) -> tuple[
 
 def _sums(weight: Tensor, eps: float) -> float:
     return (0.5 * weight.shape[-1] + 4.0) * eps
+
+
+def overflow_radius(network: ExplicitMLP, x: Tensor, gain: Tensor, reach: Tensor, limit: float) -> Tensor:
+    """How far inputs can move before a number of the evaluation may exceed a limit, by sums of magnitudes.
+
+    Args:
+        network: As there.
+        x: Inputs, shape (..., n_in), float64.
+        gain: What the inputs are multiplied by before the network, if anything is computed so, shape (n_in,).
+        reach: Largest change of every input per unit of the radius, shape (n_in,).
+        limit: Largest number that the evaluation can hold, with room for what it does to the outputs.
+
+    Returns:
+        Shape (...), zero or greater, zero where x itself is too large; infinity where nothing grows.
+    """
+    first, *others = (weight.abs() for weight in network.weights)
+    biases = [0.0 if bias is None else float(bias.abs().amax()) for bias in network.biases]
+    scaled = gain.clamp_min(1.0)
+    size, growth = (x.abs() * scaled).amax(-1), (reach * scaled).amax()
+    radius = (limit - size) / growth
+    size, growth = (x.abs() @ first.mT).amax(-1) + biases[0], (reach @ first.mT).amax()
+    radius = torch.minimum(radius, (limit - size) / growth)
+    for weight, bias in zip(others, biases[1:], strict=True):
+        rows = weight.sum(-1).amax()
+        # No activation adds more than one to a magnitude.
+        size, growth = (size + 1.0) * rows + bias, growth * rows
+        radius = torch.minimum(radius, (limit - size) / growth)
+    return radius.nan_to_num(0.0, torch.inf).clamp_min(0.0)
 
 
 def comparison_error(size: Tensor, eps: float, *, constants: bool = True) -> Tensor:
@@ -87,28 +118,3 @@ def comparison_error(size: Tensor, eps: float, *, constants: bool = True) -> Ten
         Shape (...).
     """
     return eps * (4.0 * size.amax(-1) + (math.log(size.shape[-1]) + 8.0 if constants else 0.0))
-
-
-def greedy_radius(network: ExplicitMLP, features: Tensor, lipschitz: float, eps: float) -> Tensor:
-    r"""Radius within which the greedy choice cannot change, as evaluated in floating point.
-
-    Two logits move apart by at most $\sqrt2\,\gamma r$ within a radius r, and rounding adds at most $a + b r$ to each
-    of them anywhere in the ball, so the choice stands while
-    $r \le (\text{margin} - 2 a) / (\sqrt2\,\gamma + 2 b)$.
-
-    Args:
-        network: The map from features to logits in float64: the weights that are evaluated with rounding `eps`.
-        features: Shape (batch, n_in), float64.
-        lipschitz: l2 bound gamma of the network.
-        eps: Unit of rounding of the evaluation, for example 1.2e-7 for float32.
-
-    Returns:
-        Shape (batch,), float64, zero or greater, in the input norm of gamma.
-    """
-    top = network(features).topk(2, dim=-1).values
-    size, error = evaluation_error(network, features, eps)
-    growth, slope = evaluation_growth(network, torch.ones_like(features[:1]), eps)
-    worst = error.amax(-1) + comparison_error(size, eps)
-    further = slope.amax(-1) + comparison_error(growth, eps, constants=False)
-    radius = (top[..., 0] - top[..., 1] - 2.0 * worst) / (math.sqrt(2.0) * lipschitz + 2.0 * further)
-    return radius.clamp_min(0.0)
