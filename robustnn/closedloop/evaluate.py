@@ -32,9 +32,10 @@ from robustnn.policies.action_map import ActionMap
 if TYPE_CHECKING:
     from robustnn.envs.plant import Plant
 
-__all__ = ["EvaluationResult", "evaluate", "start_states"]
+__all__ = ["EvaluationResult", "average", "checked_seeds", "evaluate", "first_weight", "start_states"]
 
 _COLUMNS = ("policy", "seed", "return", "length", "perturbation")
+_TERMINATED = "terminated"
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,8 @@ class EvaluationResult:
         perturbation: Name and parameters of the perturbation, as plain JSON values.
         convergence: How attacks converged, averaged over the episodes; empty for anything else and after
             `from_csv`.
+        terminated: Whether the plant ended the episode, rather than its time being up, same shape as the returns,
+            bool; None where it was not recorded.
     """
 
     returns: np.ndarray
@@ -55,6 +58,7 @@ class EvaluationResult:
     seeds: np.ndarray
     perturbation: dict[str, Any]
     convergence: tuple[Convergence, ...] = ()
+    terminated: np.ndarray | None = None
 
     @property
     def mean(self) -> np.ndarray:
@@ -65,12 +69,13 @@ class EvaluationResult:
         """Return one dictionary per episode and policy.
 
         Returns:
-            Rows with the keys policy (index in the stack, or None), seed, return, length, and perturbation
-            (JSON text).
+            Rows with the keys policy (index in the stack, or None), seed, return, length, perturbation
+            (JSON text) and, where it was recorded, terminated.
         """
         text = json.dumps(self.perturbation, sort_keys=True)
         stacked = self.returns.ndim == 2
         returns, lengths = np.atleast_2d(self.returns), np.atleast_2d(self.lengths)
+        ended = None if self.terminated is None else np.atleast_2d(self.terminated)
         return [
             {
                 "policy": k if stacked else None,
@@ -78,6 +83,7 @@ class EvaluationResult:
                 "return": float(returns[k, e]),
                 "length": int(lengths[k, e]),
                 "perturbation": text,
+                **({} if ended is None else {_TERMINATED: bool(ended[k, e])}),
             }
             for k in range(len(returns))
             for e, seed in enumerate(self.seeds)
@@ -93,10 +99,13 @@ class EvaluationResult:
         """
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(_COLUMNS)
+        writer.writerow(_COLUMNS if self.terminated is None else (*_COLUMNS, _TERMINATED))
         for row in self.to_rows():
             policy = "" if row["policy"] is None else row["policy"]
-            writer.writerow([policy, row["seed"], repr(row["return"]), row["length"], row["perturbation"]])
+            ended = [int(row[_TERMINATED])] if _TERMINATED in row else []
+            writer.writerow(
+                [policy, row["seed"], repr(row["return"]), row["length"], row["perturbation"], *ended]
+            )
         atomic_write_text(path, buffer.getvalue())
 
     @classmethod
@@ -115,7 +124,8 @@ class EvaluationResult:
         try:
             with Path(path).open(encoding="utf-8", newline="") as stream:
                 reader = csv.DictReader(stream, strict=True)
-                if tuple(reader.fieldnames or ()) != _COLUMNS:
+                columns = tuple(reader.fieldnames or ())
+                if columns not in (_COLUMNS, (*_COLUMNS, _TERMINATED)):
                     raise ValueError(f"columns {reader.fieldnames}")
                 rows = list(reader)
             (text,) = {row["perturbation"] for row in rows}
@@ -128,6 +138,12 @@ class EvaluationResult:
             returns = np.array([float(row["return"]) for row in rows]).reshape(shape)
             lengths = np.array([int(row["length"]) for row in rows]).reshape(shape)
             perturbation = json.loads(text)
+            ended = None
+            if _TERMINATED in columns:
+                known = {"0": False, "1": True}
+                if not all(row[_TERMINATED] in known for row in rows):
+                    raise ValueError(f"{_TERMINATED} other than 0 and 1")
+                ended = np.array([known[row[_TERMINATED]] for row in rows]).reshape(shape)
         except (OSError, ValueError, TypeError, csv.Error) as error:
             raise CheckpointError(
                 f"path: expected a table of EvaluationResult.to_csv, got {os.fspath(path)} ({error}). "
@@ -135,7 +151,8 @@ class EvaluationResult:
             ) from error
         if names == [""]:
             returns, lengths = returns[0], lengths[0]
-        return cls(returns, lengths, seeds[0], perturbation)
+            ended = None if ended is None else ended[0]
+        return cls(returns, lengths, seeds[0], perturbation, terminated=ended)
 
 
 def start_states(
@@ -175,6 +192,11 @@ def evaluate(
 ) -> EvaluationResult:
     """Run one episode per seed under a perturbation and return what each of them collected.
 
+    An episode depends on its seed alone. For an `ActionMap` or `ExplicitMLP` and a plant that computes every row alike,
+    as those of `robustnn.envs` do, it is the same to the last bit whatever the batch, on one thread of one CPU
+    (`torch.set_num_threads(1)`; see `robustnn.closedloop.padded`). Otherwise it is the same up to rounding, which
+    an unstable loop amplifies.
+
     Args:
         policy: Maps observations (E, n_y) to actions (E, n_u); a stack of S maps (S, E, n_y) to (S, E, n_u).
         plant: The plant.
@@ -204,8 +226,8 @@ def evaluate(
         (4,)
     """
     check_plant(plant)
-    chosen = _checked_seeds(episodes, seeds)
-    weight = _first_weight(policy)
+    chosen = checked_seeds(episodes, seeds)
+    weight = first_weight(policy)
     if policies is None and not isinstance(policy, nn.Module) and weight is not None and weight.ndim == 3:
         policies = weight.shape[0]
     if policies is not None:
@@ -223,18 +245,28 @@ def evaluate(
         if policies is not None:
             state0 = state0.expand(policies, *state0.shape)
         trajectory = rollout(plant, policy, state0, steps=steps, perturbation=perturbation, seeds=part)
-        returns = trajectory.rewards.double().sum(0).cpu().numpy()
-        parts.append((returns, trajectory.lengths.cpu().numpy(), trajectory.convergence))
+        returns = _sum_in_order(trajectory.rewards.double().cpu().numpy())
+        ended = perturbation.plant(plant).terminal(trajectory.states[-1]).cpu().numpy()
+        parts.append((returns, trajectory.lengths.cpu().numpy(), trajectory.convergence, ended))
     return EvaluationResult(
         np.concatenate([part[0] for part in parts], axis=-1),
         np.concatenate([part[1] for part in parts], axis=-1),
         np.array(chosen),
         perturbation.describe(),
-        _average([part[2] for part in parts], [part[0].shape[-1] for part in parts]),
+        average([part[2] for part in parts], [part[0].shape[-1] for part in parts]),
+        np.concatenate([part[3] for part in parts], axis=-1),
     )
 
 
-def _first_weight(policy: Policy) -> Tensor | None:
+def _sum_in_order(rewards: np.ndarray) -> np.ndarray:
+    """Sum over the first axis from its start to its end; library sums choose an order by the number of episodes."""
+    total = np.zeros(rewards.shape[1:])
+    for reward in rewards:
+        total += reward
+    return total
+
+
+def first_weight(policy: Policy) -> Tensor | None:
     """A tensor of weights that tells dtype, device and stacking of the policy."""
     if isinstance(policy, nn.Module):
         return next(policy.parameters(), None)
@@ -242,7 +274,7 @@ def _first_weight(policy: Policy) -> Tensor | None:
     return network.weights[0] if isinstance(network, ExplicitMLP) else None
 
 
-def _checked_seeds(episodes: int | None, seeds: Sequence[int] | None) -> tuple[int, ...]:
+def checked_seeds(episodes: int | None, seeds: Sequence[int] | None) -> tuple[int, ...]:
     """Seeds of the episodes, from either argument."""
     if seeds is None:
         return tuple(range(check_positive_int("episodes", 128 if episodes is None else episodes)))
@@ -256,11 +288,24 @@ def _checked_seeds(episodes: int | None, seeds: Sequence[int] | None) -> tuple[i
     return checked
 
 
-def _average(parts: Sequence[tuple[Convergence, ...]], weights: Sequence[int]) -> tuple[Convergence, ...]:
-    """Average the convergence over batches of different numbers of episodes."""
-    return tuple(
-        Convergence(
-            same[0].objective, np.average([c.values for c in same], axis=0, weights=weights), same[0].counts
-        )
-        for same in zip(*parts, strict=True)
-    )
+def average(parts: Sequence[tuple[Convergence, ...]], weights: Sequence[int]) -> tuple[Convergence, ...]:
+    """Average the convergence over batches of different numbers of episodes.
+
+    Args:
+        parts: Of every batch; the attacks in the same order. Where a batch ended early, the others are averaged.
+        weights: Number of episodes of every batch.
+
+    Returns:
+        The convergence of every attack.
+    """
+    averaged = []
+    for same in zip(*parts, strict=True):
+        longest = max(same, key=lambda convergence: len(convergence.values))
+        total, share = np.zeros(longest.values.shape), np.zeros((len(longest.values),))
+        for convergence, weight in zip(same, weights, strict=True):
+            stages = len(convergence.values)
+            total[:stages] += weight * convergence.values
+            share[:stages] += weight
+        share = share.reshape(-1, *(1,) * (total.ndim - 1))
+        averaged.append(Convergence(longest.objective, total / share, longest.counts))
+    return tuple(averaged)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from robustnn.closedloop.attacks import (
-    SteepestSteps,
-    descend,
-    opposite_starts,
-    repeat_episodes,
-    spread_starts,
-    stack_histories,
-)
 from robustnn.closedloop.ball import Ball, Norm
-from robustnn.closedloop.perturb import ATTACK_STREAM, Convergence, Loop, Perturbation, Process
-from robustnn.errors import check_positive, check_positive_int
+from robustnn.closedloop.budget import Budget
+from robustnn.closedloop.parts import check_callable, describe_part, planning_policy
+from robustnn.closedloop.per_step import PerStepProcess, ball_of, check_per_step, describe_per_step
+from robustnn.closedloop.perturb import Loop, Perturbation, Policy, Process
 
 __all__ = ["MaximalActionDifference"]
 
@@ -43,6 +37,9 @@ class MaximalActionDifference(Perturbation):
             that every point of the ball can be reached from any other.
         restarts: Starts; every second one is the opposite of the one before, as the action may change
             either way.
+        surrogate: The policy whose action change is maximised in the place of the attacked one, whose weights
+            the attacker then need not know (Inkawhich et al., 2020): `imitate` makes one. None for the
+            attacked policy itself.
 
     Raises:
         InvalidArgumentError: If an argument is out of its range.
@@ -58,61 +55,43 @@ class MaximalActionDifference(Perturbation):
     iterations: int = 20
     step_fraction: float = 0.25
     restarts: int = 2
+    surrogate: Policy | None = None
     name: ClassVar[str] = "mad"
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        checked = self.ball
-        object.__setattr__(self, "eps", checked.eps)
-        object.__setattr__(self, "scale", checked.scale)
-        object.__setattr__(self, "iterations", check_positive_int("iterations", self.iterations))
-        object.__setattr__(self, "step_fraction", check_positive("step_fraction", self.step_fraction))
-        object.__setattr__(self, "restarts", check_positive_int("restarts", self.restarts))
+        check_per_step(self)
+        if self.surrogate is not None:
+            check_callable("surrogate", self.surrogate, "Pass a policy, or None for the attacked one.")
 
     @property
     def ball(self) -> Ball:
         """The set of admissible perturbations."""
-        return Ball(self.eps, self.norm, self.scale)
+        return ball_of(self)
 
     def start(self, loop: Loop) -> Process:
         """Return the process of one batch of episodes."""
-        self.ball.check_components(loop.plant.n_y)
         return _MadProcess(self, loop)
 
     def describe(self) -> dict[str, Any]:
         """Return name and parameters as plain JSON values."""
-        return {
-            "name": self.name,
-            **self.ball.describe(),
-            "iterations": self.iterations,
-            "step_fraction": self.step_fraction,
-            "restarts": self.restarts,
-        }
+        rest = {} if self.surrogate is None else {"surrogate": describe_part(self.surrogate)}
+        return {"name": self.name, **describe_per_step(self), **rest}
+
+    def budget(self, steps: int) -> Budget:
+        """Return what an episode of so many steps costs."""
+        return Budget(policy=steps * self.iterations * self.restarts)
 
 
-class _MadProcess(Process):
+class _MadProcess(PerStepProcess):
+    objective: ClassVar[str] = "squared action change"
+    sign = -1.0
+
     def __init__(self, attack: MaximalActionDifference, loop: Loop) -> None:
-        self._attack, self._loop, self._ball = attack, loop, attack.ball
-        self._policy = loop.leaky_policy
-        self._random = loop.random(ATTACK_STREAM)
-        self._histories: list[Tensor] = []
+        super().__init__(attack, loop)
+        self._policy = planning_policy(loop, attack.surrogate)
 
-    def __call__(self, step: int, state: Tensor, observation: Tensor) -> Tensor:
-        attack, policy, ball = self._attack, self._policy, self._ball
-        start = opposite_starts(ball, self._random, 1, attack.restarts, observation.shape[-1])
-        z = spread_starts(start, self._loop.shape).squeeze(0)
-        repeated = repeat_episodes(observation.detach(), attack.restarts)
+    def cost(self, observation: Tensor) -> Callable[[Tensor], Tensor]:
         with torch.no_grad():
-            nominal = policy(repeated)
-
-        def cost(z: Tensor) -> Tensor:
-            change = policy(repeated + ball.to_observation(z)) - nominal
-            return -change.square().sum(-1)
-
-        rule = SteepestSteps(ball, attack.step_fraction)
-        z, _, history = descend(cost, z, rule, attack.iterations, restarts=attack.restarts)
-        self._histories.append(-history)
-        return observation + ball.to_observation(z)
-
-    def convergence(self) -> tuple[Convergence, ...]:
-        return (stack_histories("squared action change", self._histories),)
+            nominal = self._policy(observation)
+        return lambda seen: -(self._policy(seen) - nominal).square().sum(-1)

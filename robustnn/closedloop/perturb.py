@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from robustnn.closedloop.ball import Ball, Norm
+from robustnn.closedloop.budget import Budget
+from robustnn.closedloop.padded import Padded
 from robustnn.errors import check_nonnegative, check_positive_int
 from robustnn.policies.action_map import ActionMap
 
@@ -102,6 +104,8 @@ class Loop:
         seeds: E episode seeds.
         dtype: Floating-point type of states and observations.
         device: Their device.
+        choices: Where the policy returns scores of discrete actions, the numbers of them that belong together, as
+            in `ActionMap`; empty for continuous actions.
     """
 
     plant: Plant
@@ -111,11 +115,14 @@ class Loop:
     seeds: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    choices: tuple[int, ...] = ()
 
     @property
     def leaky_policy(self) -> Policy:
         """The policy for gradient attacks: same actions, but a gradient also where an `ActionMap` clips them."""
         policy = self.policy
+        if isinstance(policy, Padded) and isinstance(policy.policy, ActionMap):
+            return replace(policy, policy=replace(policy.policy, clip_leak=CLIP_LEAK))
         return replace(policy, clip_leak=CLIP_LEAK) if isinstance(policy, ActionMap) else policy
 
     def random(self, stream: int) -> EpisodeRandom:
@@ -189,6 +196,10 @@ class Perturbation(ABC):
     def plant(self, plant: Plant) -> Plant:
         """Return the plant that is simulated in the place of the nominal one, which the policy was made for."""
         return plant
+
+    def budget(self, steps: int) -> Budget:
+        """Return what an episode of so many steps costs the attacker; nothing for what is no attack."""
+        return Budget()
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

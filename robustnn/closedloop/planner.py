@@ -17,11 +17,13 @@ from robustnn.closedloop.attacks import (
     spread_starts,
     stack_histories,
 )
-from robustnn.closedloop.perturb import ATTACK_STREAM, Convergence, EpisodeRandom, Loop, Process, UniformBall
+from robustnn.closedloop.parts import model_state, planning_policy
+from robustnn.closedloop.perturb import ATTACK_STREAM, Convergence, Loop, Process, UniformBall
 from robustnn.closedloop.rollout import Record, simulate
 
 if TYPE_CHECKING:
     from robustnn.closedloop.trajectory import TrajectoryAttack
+    from robustnn.envs.plant import Plant
 
 __all__ = ["TrajectoryProcess"]
 
@@ -29,7 +31,10 @@ MOMENTUM = 0.7
 
 
 class TrajectoryProcess(Process):
-    """Plans all perturbations of an episode at its first step: the plant is known, so later states are too.
+    """Plans the perturbations of an episode.
+
+    Where plant and policy are known, all of them at the first step, as later states are known too; with a model or
+    a surrogate one window at a time, from what has really been reached.
 
     Args:
         attack: The settings.
@@ -39,16 +44,27 @@ class TrajectoryProcess(Process):
     def __init__(self, attack: TrajectoryAttack, loop: Loop) -> None:
         """Keep the settings; the plan is made when the start states are known."""
         self._attack, self._loop, self._ball = attack, loop, attack.ball
-        self._policy = loop.leaky_policy
-        self._deltas: tuple[Tensor, ...] = ()
+        self._policy = planning_policy(loop, attack.surrogate)
+        self._plant: Plant = loop.plant if attack.model is None else attack.model
+        self._online = attack.model is not None or attack.surrogate is not None
+        self._random = loop.random(ATTACK_STREAM)
+        self._planned = 0
+        self._rest: Tensor | None = None
+        self._deltas: list[Tensor] = []
         self._windows: list[Tensor] = []
         self._episode: list[Tensor] = []
 
     def __call__(self, step: int, state: Tensor, observation: Tensor) -> Tensor:
         """Return what the policy sees (..., n_y)."""
-        if step == 0:
+        if step == self._planned:
             with torch.no_grad():
-                self._deltas = self._ball.to_observation(self._plan(state.detach())).unbind(0)
+                z = (
+                    self._plan_window(state.detach(), observation.detach())
+                    if self._online
+                    else self._plan(state.detach())
+                )
+                self._deltas += self._ball.to_observation(z).unbind(0)
+            self._planned = len(self._deltas)
         return observation + self._deltas[step]
 
     def convergence(self) -> tuple[Convergence, ...]:
@@ -61,30 +77,38 @@ class TrajectoryProcess(Process):
 
     def _plan(self, state: Tensor) -> Tensor:
         """Return the perturbations of the episode in weighted coordinates, shape (steps, *shape, n_y)."""
-        attack, steps = self._attack, self._loop.steps
-        random = self._loop.random(ATTACK_STREAM)
-        start_state, start_done = state, self._loop.plant.terminal(state)
+        steps = self._loop.steps
+        start_state, start_done = state, self._plant.terminal(state)
         done = start_done
-        rest: Tensor | None = None
         parts: list[Tensor] = []
         begin = 0
         while begin < steps:
-            length = min(attack.horizon, steps - begin)
-            z = self._optimise_window(state, done, self._starts(random, length, rest), rest is not None)
-            reaches_end = begin + length == steps
-            applied = length if reaches_end else min(attack.replan or length, length)
-            parts.append(z[:applied])
-            rest = z[applied:] if applied < length else None
-            if not reaches_end:
+            parts.append(self._window(state, done, begin))
+            begin += len(parts[-1])
+            if begin < steps:
                 record = self._simulate(state, done, parts[-1])
                 state, done = record.states[-1], record.done[-1]
-            begin += applied
         z = torch.cat(parts)
-        return self._finish(start_state, start_done, z) if attack.keep_best else z
+        return self._finish(start_state, start_done, z) if self._attack.keep_best else z
 
-    def _starts(self, random: EpisodeRandom, length: int, rest: Tensor | None) -> Tensor:
+    def _plan_window(self, state: Tensor, observation: Tensor) -> Tensor:
+        """Return the perturbations that are applied next, in weighted coordinates, shape (applied, *shape, n_y)."""
+        state = model_state(self._plant, state, observation)
+        return self._window(state, self._plant.terminal(state), self._planned)
+
+    def _window(self, state: Tensor, done: Tensor, begin: int) -> Tensor:
+        """Optimise the window that begins with a step, keep what is not applied for the next one."""
+        attack, steps = self._attack, self._loop.steps
+        length, applied = attack.window(begin, steps)
+        z = self._optimise_window(state, done, self._starts(length, self._rest), self._rest is not None)
+        self._rest = z[applied:] if applied < length else None
+        return z[:applied]
+
+    def _starts(self, length: int, rest: Tensor | None) -> Tensor:
         """Random starts of a window; the first restart begins with the rest of the last plan."""
-        starts = opposite_starts(self._ball, random, length, self._attack.restarts, self._loop.plant.n_y)
+        starts = opposite_starts(
+            self._ball, self._random, length, self._attack.restarts, self._loop.plant.n_y
+        )
         z = spread_starts(starts, self._loop.shape)
         if rest is not None:
             kept = min(length, rest.shape[0])
@@ -94,9 +118,7 @@ class TrajectoryProcess(Process):
     def _optimise_window(self, state: Tensor, done: Tensor, z: Tensor, warm: bool) -> Tensor:
         """Return the best perturbations found for one window."""
         attack, ball = self._attack, self._ball
-        iterations = self._allowed(attack.iterations)
-        if warm and attack.warm_iterations is not None:
-            iterations = self._allowed(attack.warm_iterations)
+        iterations = self._allowed(attack.iterations_of(warm))
         rule: AdamSteps | SteepestSteps
         if attack.method == "adam":
             rule = AdamSteps(ball, attack.lr)
@@ -130,7 +152,7 @@ class TrajectoryProcess(Process):
         """Return the map from perturbations to the return that the attacker wants low."""
 
         def cost(z: Tensor) -> Tensor:
-            rewards = self._simulate(state, done, z).rewards(self._loop.plant)
+            rewards = self._simulate(state, done, z).rewards(self._plant)
             return rewards.sum(0) if objective == "sum" else rewards[-1]
 
         return cost
@@ -138,8 +160,7 @@ class TrajectoryProcess(Process):
     def _simulate(self, state: Tensor, done: Tensor, z: Tensor) -> Record:
         """Simulate from `state` under perturbations (T, *shape, n_y) in weighted coordinates."""
         deltas = self._ball.to_observation(z).unbind(0)
-        loop = self._loop
-        return simulate(loop.plant, self._policy, state, len(deltas), lambda t, _, y: y + deltas[t], done)
+        return simulate(self._plant, self._policy, state, len(deltas), lambda t, _, y: y + deltas[t], done)
 
     def _allowed(self, iterations: int) -> int:
         """No moves in a ball of radius zero."""

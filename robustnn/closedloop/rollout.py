@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from robustnn.closedloop.padded import padded
 from robustnn.closedloop.perturb import Convergence, Loop, NoPerturbation, Perturbation, Policy
 from robustnn.errors import NonFiniteError, check_finite, check_positive_int, check_shape, invalid
 
@@ -134,7 +135,8 @@ def rollout(
 
     Args:
         plant: The plant.
-        policy: Maps observations (..., n_y) to actions (..., n_u).
+        policy: Maps observations (..., n_y) to actions (..., n_u). Networks (`ActionMap`, `ExplicitMLP`, and modules
+            in eval mode) act on batches of whole blocks (`robustnn.closedloop.padded`) unless `differentiable`.
         state0: Start states, shape (E, n_x), or (S, E, n_x) for a stack of S policies.
         steps: Length of the episodes; None for the plant's horizon.
         perturbation: What happens to observations, actions and plant; None for nothing. Attacks know the nominal
@@ -171,12 +173,13 @@ def rollout(
     if len(seeds) != shape[-1]:
         fix = "Pass one seed per episode."
         raise invalid("seeds", f"{shape[-1]} seeds, one per episode of state0", len(seeds), fix)
+    acting = policy if differentiable else padded(policy)
     with torch.set_grad_enabled(differentiable):
-        _check_policy(plant, policy, state0)
+        _check_policy(plant, acting, state0)
         loop = Loop(plant, policy, steps, shape, seeds, state0.dtype, state0.device)
         process = perturbation.start(loop)
         simulated = perturbation.plant(plant)
-        record = simulate(simulated, policy, state0, steps, process, actuate=process.actuate)
+        record = simulate(simulated, acting, state0, steps, process, actuate=process.actuate)
         trajectory = Trajectory(
             torch.stack(record.states),
             torch.stack(record.observations),

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from robustnn.closedloop.ball import Ball, Norm
-from robustnn.closedloop.perturb import Loop, Perturbation, Process
+from robustnn.closedloop.budget import Budget
+from robustnn.closedloop.parts import check_callable, check_model, describe_part
+from robustnn.closedloop.perturb import Loop, Perturbation, Policy, Process
 from robustnn.closedloop.planner import TrajectoryProcess
 from robustnn.errors import check_positive, check_positive_int, invalid
 
@@ -44,7 +46,13 @@ class TrajectoryAttack(Perturbation):
         keep_best: Use the best iterate instead of the last one.
         restarts: Random starts per window, every second one opposite to the one before; the best is used.
         refine: Gradient steps on the perturbations of the whole episode at once, by "steepest" with half the
-            `step_fraction`, after all windows; needs `keep_best`.
+            `step_fraction`, after all windows; needs `keep_best`, and neither model nor surrogate.
+        model: What the attacker plans with in the place of the plant: the plant with other parameters, or a learned
+            model, of the plant's states, or of states of its own that its method `state_of(observation)` gives.
+            It has the methods `transition`, `observation`, `reward` and `terminal` of a plant, and n_x. Every
+            window is planned from the state that was really reached, and the promise above is lost. The plant
+            itself is then only simulated and needs no gradients. None for the plant.
+        surrogate: The policy the attacker plans with; None for the attacked one.
 
     Raises:
         InvalidArgumentError: If an argument is out of its range.
@@ -68,6 +76,8 @@ class TrajectoryAttack(Perturbation):
     keep_best: bool = True
     restarts: int = 1
     refine: int = 0
+    model: Any = None
+    surrogate: Policy | None = None
     name: ClassVar[str] = "trajectory"
 
     def __post_init__(self) -> None:
@@ -91,6 +101,14 @@ class TrajectoryAttack(Perturbation):
             raise invalid("method", "'adam' or 'steepest'", repr(self.method), "Choose one of these.")
         if self.refine and not self.keep_best:
             raise invalid("refine", "0 without keep_best", self.refine, "Set keep_best=True.")
+        if self.refine and not (self.model is None and self.surrogate is None):
+            raise invalid(
+                "refine", "0 with a model or surrogate", self.refine, "Whole episodes are not predicted."
+            )
+        if self.surrogate is not None:
+            check_callable("surrogate", self.surrogate, "Pass a policy, or None for the attacked one.")
+        if self.model is not None:
+            check_model("model", self.model)
 
     @classmethod
     def paper(cls, eps: float, norm: Norm = "l2", scale: Sequence[float] | None = None) -> TrajectoryAttack:
@@ -140,7 +158,37 @@ class TrajectoryAttack(Perturbation):
         """Return name and parameters as plain JSON values."""
         fields = ("horizon", "replan", "iterations", "warm_iterations", "method", "lr")
         more = ("step_fraction", "objective", "keep_best", "restarts", "refine")
-        return {"name": self.name, **self.ball.describe(), **{f: getattr(self, f) for f in (*fields, *more)}}
+        parts = {name: describe_part(part) for name, part in self._substitutes.items()}
+        return {
+            "name": self.name,
+            **self.ball.describe(),
+            **{field: getattr(self, field) for field in (*fields, *more)},
+            **parts,
+        }
+
+    @property
+    def _substitutes(self) -> dict[str, Any]:
+        parts = {"model": self.model, "surrogate": self.surrogate}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def window(self, begin: int, steps: int) -> tuple[int, int]:
+        """Return the length of the window that begins with a step, and how many of its steps are applied."""
+        length = min(self.horizon, steps - begin)
+        return length, length if begin + length == steps else min(self.replan or length, length)
+
+    def iterations_of(self, warm: bool) -> int:
+        """Return the gradient steps of a window, warm if it starts from the rest of a plan."""
+        return self.iterations if self.warm_iterations is None or not warm else self.warm_iterations
+
+    def budget(self, steps: int) -> Budget:
+        """Return what an episode of so many steps costs."""
+        count, begin, warm = 0, 0, False
+        while begin < steps:
+            length, applied = self.window(begin, steps)
+            count += length * self.iterations_of(warm) * self.restarts
+            begin, warm = begin + applied, applied < length
+        count = count + steps * self.refine if self.eps > 0.0 else 0
+        return Budget(policy=count, plant=count)
 
     def start(self, loop: Loop) -> Process:
         """Return the process of one batch of episodes."""

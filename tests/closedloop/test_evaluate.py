@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from robustnn.closedloop import (
+    Delay,
     EvaluationResult,
     GaussianNoise,
     MaximalActionDifference,
@@ -16,6 +17,18 @@ from robustnn.closedloop import (
     rollout,
     start_states,
 )
+from robustnn.closedloop.faults import (
+    ColouredNoise,
+    Drift,
+    Dropout,
+    FaultSet,
+    Gain,
+    Jitter,
+    Stuck,
+    WhiteNoise,
+)
+from robustnn.closedloop.padded import padded
+from robustnn.envs import Pendulum, PlanarQuadrotor
 from robustnn.errors import CheckpointError, InvalidArgumentError, NonFiniteError, ShapeError
 from robustnn.params.explicit import ExplicitMLP
 from robustnn.policies.action_map import ActionMap
@@ -31,7 +44,8 @@ def test_returns_are_those_of_the_rollouts():
     result = evaluate(curved_policy, PLANT, UniformBall(0.2), seeds=seeds, dtype=DOUBLE)
     start = start_states(PLANT, seeds, dtype=DOUBLE)
     expected = rollout(PLANT, curved_policy, start, perturbation=UniformBall(0.2), seeds=seeds)
-    np.testing.assert_array_equal(result.returns, expected.returns.numpy())
+    np.testing.assert_array_equal(result.returns, sum(expected.rewards.numpy()))  # from the first to the last
+    np.testing.assert_allclose(result.returns, expected.returns.numpy(), rtol=64 * np.finfo(float).eps)
     assert result.seeds.tolist() == list(seeds) and result.lengths.tolist() == [12] * 3
 
 
@@ -148,3 +162,81 @@ def test_bad_calls_name_the_argument(change, error, name):
     arguments = {"policy": linear_policy, "plant": PLANT, **change}
     with pytest.raises(error, match=f"^{name}"):
         evaluate(**arguments)
+
+
+def layers(widths: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> ActionMap:
+    generator = torch.Generator().manual_seed(seed)
+    weights = tuple(
+        1.5 * torch.randn(n_out, n_in, dtype=dtype, generator=generator) / n_in**0.5
+        for n_in, n_out in zip(widths, widths[1:], strict=False)
+    )
+    biases = tuple(torch.randn(n, dtype=dtype, generator=generator) for n in widths[1:])
+    ones = torch.ones(widths[-1], dtype=dtype)
+    return ActionMap(ExplicitMLP(weights, biases, "tanh"), low=-ones, high=ones)
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+FAULTS_OF_ALL_KINDS = FaultSet(
+    observation=[WhiteNoise(0.05), Jitter(2), Dropout(0.1), Drift(0.001, kind="walk"), Gain(0.9, 1.1)],
+    action=[ColouredNoise(0.1, 4.0), Stuck(0.01)],
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("perturbation", [Delay(2), FAULTS_OF_ALL_KINDS])
+@pytest.mark.parametrize("plant", [Pendulum(), PlanarQuadrotor()], ids=["pendulum", "quadrotor"])
+def test_one_seed_is_one_trajectory_to_the_last_bit(one_thread, plant, perturbation, dtype):
+    """Unlike the product of a network with a batch of one: that differs in the last bit from one of 64."""
+    policy = layers((plant.n_y, 21, 33, plant.n_u), dtype)
+    whole = evaluate(policy, plant, perturbation, episodes=64, steps=30)
+    for batch in (1, 7, 33):
+        seeds = (63, 5, 0, 17, 32, 31, 8, 1)
+        parts = evaluate(policy, plant, perturbation, seeds=seeds, steps=30, batch=batch)
+        assert parts.returns.tobytes() == whole.returns[list(seeds)].tobytes()
+    stacked = evaluate(ActionMap.stack([policy] * 3), plant, perturbation, episodes=5, steps=30)
+    np.testing.assert_array_equal(stacked.returns[0], stacked.returns[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize(
+    "widths", [(3, 8, 1), (3, 32, 32, 1), (17, 64, 64, 6), (11, 100, 3), (105, 256, 256, 8)]
+)
+def test_networks_on_whole_blocks_do_not_see_the_other_rows(one_thread, widths, dtype):
+    policy = layers(widths, dtype)
+    rows = torch.randn(200, widths[0], dtype=dtype, generator=torch.Generator().manual_seed(1))
+    whole = padded(policy)(rows)
+    for batch in (1, 2, 3, 5, 7, 31, 32, 33, 64, 100):
+        parts = torch.cat([padded(policy)(part) for part in rows.split(batch)])
+        assert torch.equal(parts, whole)
+    torch.testing.assert_close(whole, policy(rows), rtol=0, atol=256 * torch.finfo(dtype).eps)
+
+
+def test_padding_keeps_shapes_and_gradients_and_leaves_other_callables_alone():
+    policy = layers((3, 8, 2), DOUBLE)
+    for shape in ((5, 3), (2, 5, 3), (32, 3), (1, 3)):
+        x = torch.randn(*shape, dtype=DOUBLE, requires_grad=True)
+        (gradient,) = torch.autograd.grad(padded(policy)(x).square().sum(), x)
+        y = x.detach().requires_grad_()
+        (expected,) = torch.autograd.grad(policy(y).square().sum(), y)
+        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
+    for shape in ((5, 2), (5, 4), (5, 16)):
+        with pytest.raises(ShapeError, match="^observation"):
+            padded(policy)(torch.zeros(*shape, dtype=DOUBLE))
+    assert padded(linear_policy) is linear_policy
+    module = torch.nn.Linear(3, 1)
+    assert padded(module) is module and padded(module.eval()) is not module
+
+
+def test_terminations_are_told_from_the_end_of_time():
+    plant = LinearPlant(limit=0.4)
+    result = evaluate(linear_policy, plant, episodes=20, dtype=DOUBLE)
+    run = rollout(plant, linear_policy, start_states(plant, range(20), dtype=DOUBLE))
+    assert result.terminated.tolist() == (run.states[-1, :, 0] > 0.4).tolist()
+    assert 0 < result.terminated.sum() < 20 and (result.terminated >= (result.lengths < 12)).all()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from robustnn.closedloop.faults.channel import Fault
 from robustnn.closedloop.faults.loss import Dropout, Gain, Jitter, SignalDelay, Stuck
 from robustnn.closedloop.faults.noise import Bias, ColouredNoise, Drift, Outliers, Quantisation, WhiteNoise
-from robustnn.errors import invalid
+from robustnn.closedloop.named import built
 
 __all__ = ["FAULTS", "fault_from_config"]
 
@@ -37,24 +36,4 @@ def fault_from_config(config: Mapping[str, Any]) -> Fault:
         >>> fault_from_config({"name": "delay", "steps": 2})
         SignalDelay(steps=2, fill='first')
     """
-    if not isinstance(config, Mapping) or config.get("name") not in FAULTS:
-        got = config.get("name") if isinstance(config, Mapping) else type(config).__name__
-        raise invalid(
-            "fault", f"a mapping with a name of {', '.join(FAULTS)}", repr(got), "Choose one of these."
-        )
-    kind = FAULTS[config["name"]]
-    values = {key: value for key, value in config.items() if key != "name"}
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    if not set(values) <= set(known):
-        raise invalid(
-            f"fault {kind.name!r}",
-            f"parameters {known}",
-            sorted(set(values) - set(known)),
-            "Correct the names.",
-        )
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise invalid(
-            f"fault {kind.name!r}", f"parameters {known}", sorted(values), "Give those missing."
-        ) from error
+    return built("fault", FAULTS, config)
