@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from robustnn.training.adversary import ObservationAdversary as ObservationAdversary
+from robustnn.training.faulty_vec_env import FaultyVecEnv as FaultyVecEnv
 from robustnn.training.penalties import SmoothnessPenalty as SmoothnessPenalty
 from robustnn.training.smoothness import CAPS as CAPS
 from robustnn.training.smoothness import SARegulariser as SARegulariser
@@ -9,3 +11,6 @@ from robustnn.training.spectral import SpectralActorCriticPolicy as SpectralActo
 from robustnn.training.spectral import SpectralNet as SpectralNet
 from robustnn.training.spectral import SpectralSACPolicy as SpectralSACPolicy
 from robustnn.training.spectral import SpectralTD3Policy as SpectralTD3Policy
+from robustnn.training.through_plant import RobustFineTuning as RobustFineTuning
+from robustnn.training.through_plant import RobustTrial as RobustTrial
+from robustnn.training.through_plant import robust_fine_tune as robust_fine_tune
