@@ -7,9 +7,14 @@ from robustnn.files import atomic_write_text as atomic_write_text
 from robustnn.report.blocks import block_is_current as block_is_current
 from robustnn.report.blocks import replace_block as replace_block
 from robustnn.report.blocks import update_block as update_block
+from robustnn.report.certified import certification_against_eps as certification_against_eps
+from robustnn.report.certified import certified_action_change as certified_action_change
+from robustnn.report.certified import loop_gains as loop_gains
 from robustnn.report.environment import environment as environment
 from robustnn.report.files import read_csv as read_csv
 from robustnn.report.files import write_csv as write_csv
+from robustnn.report.frontier import profile_against_eps as profile_against_eps
+from robustnn.report.frontier import robustness_frontier as robustness_frontier
 from robustnn.report.plots import action_sensitivity as action_sensitivity
 from robustnn.report.plots import attack_convergence as attack_convergence
 from robustnn.report.plots import lipschitz_bars as lipschitz_bars
