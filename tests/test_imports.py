@@ -35,7 +35,7 @@ ALLOWED["envs"] = set()
 ALLOWED["runs"] = {"errors", "files", "report"}
 ALLOWED["workers"] = {"errors"}
 ALLOWED["sweep"] = {"errors", "runs", "workers"}
-ALLOWED["cli"] |= {"envs", "runs", "sweep", "workers"}
+ALLOWED["cli"] |= {"envs", "robustnn", "runs", "sweep", "workers"}
 
 # Third parties of the parts that must stay light, besides the standard library.
 THIRD_PARTIES: dict[str, set[str]] = {
