@@ -8,3 +8,4 @@ OUT=${OUT:-benchmarks/results/gpu}
 mkdir -p "$OUT"
 "$PYTHON" -m pytest -m gpu -p no:cacheprovider 2>&1 | tee "$OUT/tests.txt"
 "$PYTHON" -m benchmarks.env_throughput --device cuda 2>&1 | tee "$OUT/env_throughput.txt"
+"$PYTHON" -m benchmarks.evaluate --device cuda 2>&1 | tee "$OUT/evaluate.txt"

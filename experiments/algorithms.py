@@ -22,9 +22,9 @@ from pathlib import Path
 from experiments.algorithms_study import report
 from experiments.algorithms_study.config import PILOT, SMOKE, Config
 from experiments.algorithms_study.train import train
-from experiments.sweep import Task as Job
-from experiments.sweep import run_tasks
 from robustnn.runs import RunFolder
+from robustnn.sweep import Task as Job
+from robustnn.sweep import run_tasks
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs")

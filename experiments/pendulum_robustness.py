@@ -22,9 +22,10 @@ from typing import Any
 
 from experiments.pendulum import measure, report
 from experiments.pendulum.config import DEMO, SMOKE, Config, Model
-from experiments.pendulum.train import policy_path, save_policy, train
-from experiments.sweep import Task, run_tasks
+from experiments.pendulum.train import policy_path, train
+from experiments.policy_files import save_policy
 from robustnn.runs import RunFolder
+from robustnn.sweep import Task, run_tasks
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs")

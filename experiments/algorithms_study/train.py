@@ -124,8 +124,10 @@ def _schedule(value: Any) -> Any:
     return value
 
 
-def train(config: Config, task: Task, model: Model, seed: int) -> dict[str, Any]:
-    """Train a policy and evaluate it.
+def train_agent(
+    config: Config, task: Task, model: Model, seed: int
+) -> tuple[BaseAlgorithm, LearningCurve, float]:
+    """Train a policy.
 
     Args:
         config: Settings.
@@ -134,9 +136,7 @@ def train(config: Config, task: Task, model: Model, seed: int) -> dict[str, Any]
         seed: Seed of networks, environment and algorithm.
 
     Returns:
-        JSON values: the returns along the learning curve (points x episodes), those of the last policy and of the
-        best one on the curve (episodes each, from other start states than the curve's), the bound of the last
-        policy for scaled and raw observations (of action, logits or Q-values), the wall time of training in s.
+        The agent with its last weights, its learning curve with the best ones, the wall time of training in s.
     """
     agent = make_model(config, task, model, seed)
     curve = LearningCurve(task.points, make_vec_env(task.env_id, config.curve_episodes))
@@ -145,7 +145,18 @@ def train(config: Config, task: Task, model: Model, seed: int) -> dict[str, Any]
         callbacks.append(FreezeWeights())
     start = time.perf_counter()
     agent.learn(task.timesteps, callback=callbacks)
-    seconds = time.perf_counter() - start - curve.seconds
+    return agent, curve, time.perf_counter() - start - curve.seconds
+
+
+def train(config: Config, task: Task, model: Model, seed: int) -> dict[str, Any]:
+    """Train a policy and evaluate it; the arguments are those of `train_agent`.
+
+    Returns:
+        JSON values: the returns along the learning curve (points x episodes), those of the last policy and of the
+        best one on the curve (episodes each, from other start states than the curve's), the bound of the last
+        policy for scaled and raw observations (of action, logits or Q-values), the wall time of training in s.
+    """
+    agent, curve, seconds = train_agent(config, task, model, seed)
     bound = policy_bound(agent)
     final = make_vec_env(task.env_id, config.episodes)
     last = first_returns(agent, final, _FINAL_SEED)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from experiments.pendulum.config import Config, Model, perturbation
-from experiments.pendulum.train import load_policy, policy_path
+from experiments.pendulum.train import policy_path
+from experiments.policy_files import load_policy
 from robustnn.bounds import lipsdp, lower_bound, product_bound
 from robustnn.closedloop import evaluate, rollout, start_states
 from robustnn.envs import Pendulum

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from experiments.pendulum.config import Config, Model
 from robustnn.closedloop import TorchVecEnv
 from robustnn.envs import Pendulum
-from robustnn.params import ExplicitMLP
 from robustnn.policies import (
     ActionMap,
     FreezeWeights,
@@ -24,7 +20,6 @@ from robustnn.policies import (
     ObservationScale,
     action_map,
 )
-from robustnn.runs import atomic_write_bytes
 
 
 class KeepActionMaps(BaseCallback):
@@ -101,28 +96,3 @@ def train(config: Config, model: Model, seed: int) -> tuple[dict[int, ActionMap]
 def policy_path(folder: Path, model: Model, steps: int, seed: int) -> Path:
     """Return the file of one trained policy in a run folder."""
     return folder / "policies" / f"{model.key}_steps={steps}_seed={seed}.npz"
-
-
-def save_policy(path: Path, policy: ActionMap) -> None:
-    """Write the weights and action limits of a policy without normalisation to a .npz file, in one step."""
-    assert policy.low is not None and policy.high is not None and policy.normalization is None
-    arrays = {f"weight_{k}": w.cpu().numpy() for k, w in enumerate(policy.network.weights)}
-    arrays |= {f"bias_{k}": b.cpu().numpy() for k, b in enumerate(policy.network.biases) if b is not None}
-    arrays |= {"low": policy.low.cpu().numpy(), "high": policy.high.cpu().numpy()}
-    buffer = io.BytesIO()
-    arrays["activation"] = np.array(policy.network.activation)
-    np.savez(buffer, allow_pickle=False, **arrays)
-    path.parent.mkdir(exist_ok=True)
-    atomic_write_bytes(path, buffer.getvalue())
-
-
-def load_policy(path: Path) -> ActionMap:
-    """Read a policy written by `save_policy`."""
-    with np.load(path, allow_pickle=False) as data:
-        n = sum(key.startswith("weight_") for key in data)
-        network = ExplicitMLP(
-            tuple(torch.from_numpy(data[f"weight_{k}"]) for k in range(n)),
-            tuple(torch.from_numpy(data[f"bias_{k}"]) for k in range(n)),
-            str(data["activation"]),
-        )
-        return ActionMap(network, None, torch.from_numpy(data["low"]), torch.from_numpy(data["high"]))

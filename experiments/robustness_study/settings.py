@@ -1,0 +1,123 @@
+"""The runs of the robustness study."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from experiments.robustness_study.config import Config, Method
+
+_RECIPE_BOUND = 30.0
+_CONTROLS = (
+    Method(),
+    Method("matched"),
+    Method("spectral", 80.0),
+    Method(training="caps"),
+    Method(training="sa"),
+    Method("lbdn", _RECIPE_BOUND),
+)
+_TWIN = Method(training="game")
+_RECIPE = Method("lbdn", _RECIPE_BOUND, "game")
+_PENDULUM_METHODS = (
+    *_CONTROLS,
+    *(Method("lbdn", gamma) for gamma in (1.0, 3.0, 6.0, 10.0, 20.0)),
+    Method(normalised=True),
+    Method("lbdn", 6.0, normalised=True),
+    Method(steps=2.0),
+    *(Method(training=training) for training in ("noise", "mad", "plan")),
+    _TWIN,
+    Method("converted", training="game"),
+    _RECIPE,
+)
+_SECOND_METHODS = (*_CONTROLS, _TWIN, _RECIPE)
+
+# Sizes are per component: (cos, sin, rad/s). One step is 50 ms.
+_SENSOR: dict[str, dict[str, Any]] = {
+    "white noise": {"name": "white", "std": [0.1, 0.1, 0.4]},
+    "coloured noise": {"name": "coloured", "std": [0.1, 0.1, 0.4], "correlation": 0.95},
+    "bias": {"name": "bias", "size": [0.1, 0.1, 0.4], "random": True},
+    "drift": {"name": "drift", "rate": [0.01, 0.01, 0.04], "kind": "walk"},
+    "dropout 30 %": {"name": "dropout", "probability": 0.3},
+    "stuck": {"name": "stuck", "probability": 0.002},
+    "quantisation": {"name": "quantisation", "step": [0.2, 0.2, 1.0]},
+    "outliers": {"name": "outliers", "probability": 0.05, "size": [1.0, 1.0, 4.0]},
+    "jitter": {"name": "jitter", "steps": 3},
+}
+_FAULTS: dict[str, dict[str, Any]] = {
+    **{f"delay {k}": {"name": "delay", "steps": k} for k in (1, 2, 3, 4)},
+    **{key: {"name": "faults", "observation": [value]} for key, value in _SENSOR.items()},
+    "torque 70 %": {"name": "faults", "action": [{"name": "gain", "low": 0.7}]},
+    "torque delay 2": {"name": "faults", "action": [{"name": "delay", "steps": 2}]},
+    "mass + 20 %": {"name": "faults", "parameters": {"mass": 1.2}},
+    "length + 10 %": {"name": "faults", "parameters": {"length": 1.1}},
+}
+
+
+def _at(methods: tuple[Method, ...], *wanted: Method) -> tuple[int, ...]:
+    return tuple(methods.index(method) for method in wanted)
+
+
+def _roles(methods: tuple[Method, ...]) -> dict[str, Any]:
+    return {
+        "methods": methods,
+        "recipe": methods.index(_RECIPE),
+        "controls": _at(methods, *_CONTROLS),
+        "twins": _at(methods, _TWIN),
+    }
+
+
+PENDULUM = Config(
+    plant="Pendulum",
+    **_roles(_PENDULUM_METHODS),
+    eps=(0.15, 0.2, 0.3),
+    claimed_from=0.15,
+    timesteps=500_000,
+    ppo={
+        "n_steps": 32, "batch_size": 2048, "n_epochs": 8, "learning_rate": 1e-3, "gamma": 0.95, "clip_range": 0.3,
+        "ent_coef": 1e-3, "target_kl": 0.03,
+    },
+    observation_scale=(1.0, 1.0, 4.0),
+    reward_scale=0.1,
+    faults=_FAULTS,
+    equilibrium=((0.0, 0.0), (0.0,)),
+    learned=_at(_PENDULUM_METHODS, Method(), _TWIN, _RECIPE),
+    learned_eps=(0.2,),
+    rollout_eps=0.15,
+    caps={"temporal": 0.05, "spatial": 0.1, "sigma": 0.1},
+    sa={"weight": 0.1, "eps": 0.15, "iterations": 3},
+    game={"eps": 0.3, "learning_rate": 2e-3},
+)  # fmt: skip
+SECOND = replace(
+    PENDULUM,
+    **_roles(_SECOND_METHODS),
+)
+_SMOKE_METHODS = (
+    *_CONTROLS[:1], Method("spectral", 10.0), Method("lbdn", 10.0), Method("lbdn", 10.0, normalised=True),
+    Method("converted", training="game"), *(Method(training=kind) for kind in ("caps", "sa", "mad", "plan")), _RECIPE,
+)  # fmt: skip
+SMOKE = replace(
+    PENDULUM,
+    methods=_SMOKE_METHODS,
+    recipe=_SMOKE_METHODS.index(_RECIPE),
+    controls=(0, 1),
+    twins=(4,),
+    parameters={"horizon": 20},
+    training_seeds=(0, 1),
+    episodes=3,
+    eps=(0.3,),
+    attack_settings={
+        "robust-sarsa": {"episodes": 2, "trials": 2, "iterations": 5},
+        "snooping-mad": {"episodes": 2, "iterations": 5},
+        "trajectory-strongest": {},
+    },
+    timesteps=2_048,
+    num_envs=64,
+    ppo={**PENDULUM.ppo, "batch_size": 512, "n_epochs": 2},
+    faults={key: _FAULTS[key] for key in ("delay 2", "torque 70 %")},
+    learned=(0,),
+    learned_eps=(0.3,),
+    learned_seeds=1,
+    learned_steps=4_096,
+    hidden=(8, 8),
+    game={"eps": 0.3, "steps": 4, "episodes": 4, "validations": 1, "validation_episodes": 2, "window": 10},
+)
