@@ -18,14 +18,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from experiments.command import Size, run_experiment
-from experiments.robustness_study import measure, report
+from experiments.robustness_study import controllers, measure, report
 from experiments.robustness_study.config import Config
 from experiments.robustness_study.results import (
     adversary_key,
     attack_key,
     condition_key,
     facts_key,
+    swing_up_key,
     train_key,
+    upright_key,
 )
 from experiments.robustness_study.settings import PENDULUM, SECOND, SMOKE
 from experiments.robustness_study.train import train_cell
@@ -69,6 +71,28 @@ def stages(run: RunFolder, config: Config) -> Iterable[tuple[str, list[Task]]]:
             for k in config.training_seeds[: config.learned_seeds]
         ]
     yield "measuring", tasks
+    if config.equilibrium is not None:
+        yield "upright  ", upright_tasks(run, config)
+
+
+def upright_tasks(run: RunFolder, config: Config) -> list[Task]:
+    """Near the upright: the compared policies and linear controllers; on the whole task: LQG behind a swing-up."""
+    compared = [config.methods[k] for k in (config.recipe, *config.controls, *config.twins)]
+    sizes = (0.0, *controllers.UPRIGHT_EPS)
+    tasks: list[Task] = [
+        (upright_key(m.key, eps), controllers.policy_near_upright, (config, run.path, m, eps))
+        for m in compared
+        for eps in sizes
+    ]
+    tasks += [
+        (upright_key(name, eps), controllers.controller_near_upright, (config, name, eps))
+        for name in controllers.CONTROLLERS
+        for eps in sizes
+    ]
+    tasks += [
+        (swing_up_key(eps), controllers.controller_swing_up, (config, eps)) for eps in (0.0, *config.eps)
+    ]
+    return [*tasks, ("gains", controllers.gains, (config,))]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

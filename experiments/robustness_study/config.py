@@ -163,5 +163,7 @@ class Config:
     def of(values: dict[str, Any]) -> Config:
         """Return the configuration that a run folder has stored as JSON values."""
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if fields["equilibrium"] is not None:
+            fields["equilibrium"] = tuple(tuple(part) for part in fields["equilibrium"])
         fields["methods"] = tuple(Method(*method) for method in values["methods"])
         return Config(**fields)

@@ -126,18 +126,19 @@ def facts(config: Config, folder: Path, method: Method) -> dict[str, Any]:
             min(product_bound(network, input_scale=unit), lipsdp(network, input_scale=unit).value)
         )
         if config.equilibrium is not None:
-            gains.append(_loop_gain(problem_of(config), policy))
+            gains.append(policy_gain(problem_of(config), policy))
     return {"certified": certified, "empirical": empirical, "loop_gain": gains}
 
 
-def problem_of(config: Config) -> ControlProblem:
-    """Return the linearised plant with the costs of its reward."""
+def problem_of(config: Config, process: tuple[float, ...] | None = None) -> ControlProblem:
+    """Return the linearised plant with the costs of its reward, and disturbances of the state, if any."""
     assert config.equilibrium is not None
     state, action = config.equilibrium
-    return control_problem(plant_of(config), state, action)
+    return control_problem(plant_of(config), state, action, process=process)
 
 
-def _loop_gain(problem: ControlProblem, policy: ActionMap) -> float | None:
+def policy_gain(problem: ControlProblem, policy: ActionMap) -> float | None:
+    """Return the gain from sensor error to cost of the loop with the linearised policy, None if it is unstable."""
     observation = torch.from_numpy(problem.observation)
     unclipped = replace(policy, low=None, high=None)
     gain = torch.func.jacrev(unclipped)(observation).numpy()

@@ -6,23 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 
+from experiments.robustness_study import controllers
 from experiments.robustness_study.config import ATTACKS, LEARNED, Method
-from experiments.robustness_study.results import WORST, Results
+from experiments.robustness_study.figures import curves_figure, frontier_figure, gamma_figure
+from experiments.robustness_study.results import WORST, Results, swing_up_key, upright_key
 from robustnn.report import (
     Interval,
     Table,
-    appearances,
     atomic_write_text,
     bootstrap_interval,
     format_interval,
     format_number,
     paired_difference,
-    return_against_eps,
-    robustness_frontier,
-    save_figure,
     style,
 )
 from robustnn.runs import RunFolder
@@ -189,19 +186,13 @@ def fact_table(results: Results) -> Table:
     for method in results.config.methods:
         facts = results.facts(method)
         seconds = [sum(one.values()) for one in results.seconds(method)]
-        gains = [gain for gain in facts["loop_gain"] if gain is not None]
-        loop = "-"
-        if facts["loop_gain"]:
-            unstable = len(facts["loop_gain"]) - len(gains)
-            loop = format_number(float(np.median(gains)), 2) if gains else "unstable"
-            loop += f" ({unstable} unstable)" if unstable and gains else ""
         spread = results.returns(method, WORST, strongest).mean(axis=1).std(ddof=1)
         rows.append(
             (
                 method.label,
                 format_interval(bootstrap_interval(facts["certified"]), 1),
                 format_interval(bootstrap_interval(facts["empirical"]), 1),
-                loop,
+                loop_gain_text(results, method),
                 format_number(float(spread)),
                 format_number(float(np.mean(seconds))),
             )
@@ -211,6 +202,48 @@ def fact_table(results: Results) -> Table:
         "training [s]",
     )  # fmt: skip
     return Table(header, tuple(rows))
+
+
+def upright_table(results: Results) -> Table:
+    """Gain of the linear loop, and mean return near the upright under the trajectory attack."""
+    config = results.config
+    sizes = (0.0, *controllers.UPRIGHT_EPS)
+    rows = []
+    gains = results.run.cell("gains")
+    for name, title in controllers.CONTROLLERS.items():
+        returns = [np.mean(results.run.cell(upright_key(name, eps))["returns"]) for eps in sizes]
+        rows.append((title, format_number(gains[name], 2), *(format_number(float(r), 2) for r in returns)))
+    for k in (config.recipe, *config.twins, *config.controls):
+        method = config.methods[k]
+        intervals = [
+            bootstrap_interval(results.run.cell(upright_key(method.key, eps))["returns"]) for eps in sizes
+        ]
+        rows.append(
+            (method.label, loop_gain_text(results, method), *(format_interval(i, 1) for i in intervals))
+        )
+    return Table(("controller", "loop gain", *(f"eps {eps:g}" for eps in sizes)), tuple(rows))
+
+
+def swing_up_sentence(results: Results) -> str:
+    """Returns of the LQG controller behind a swing-up on the whole task."""
+    found = []
+    for eps in (0.0, *results.config.eps):
+        mean = float(np.mean(results.run.cell(swing_up_key(eps))["returns"]))
+        found.append(f"{format_number(mean)} at eps {eps:g}")
+    return (
+        "An energy law that hands over to an LQG controller collects, under the strongest trajectory attack: "
+        f"{', '.join(found)}."
+    )
+
+
+def loop_gain_text(results: Results, method: Method) -> str:
+    """Median gain of the linearised loop over the seeds whose loop is stable, and the number of the others."""
+    every = results.facts(method)["loop_gain"]
+    gains = [gain for gain in every if gain is not None]
+    if not gains:
+        return "unstable" if every else "-"
+    unstable = len(every) - len(gains)
+    return format_number(float(np.median(gains)), 2) + (f" ({unstable} unstable)" if unstable else "")
 
 
 def write(run: RunFolder) -> tuple[str, Path]:
@@ -263,11 +296,17 @@ def write(run: RunFolder) -> tuple[str, Path]:
         else f" Least gain of any controller of the linearised plant from sensor error to cost: {limit:.3f}."
     )
     sections.append(f"## Constants, loops, spread\n\n{fact_table(results).markdown()}\n\n{_FACTS}{loops}")
+    if config.equilibrium is not None:
+        sections.append(
+            f"## Beside linear controllers\n\nEpisodes of {controllers.STEPS} steps that start within "
+            f"{controllers.START:g} rad and rad/s of the upright, under the strongest trajectory attack:\n\n"
+            f"{upright_table(results).markdown()}\n\n{swing_up_sentence(results)}"
+        )
     atomic_write_text(run.path / "tables.md", "\n\n".join(sections) + "\n")
     with style():
-        _curves_figure(results)
-        _gamma_figure(results)
-        figure = _frontier_figure(results)
+        curves_figure(results)
+        gamma_figure(results)
+        figure = frontier_figure(results)
     return f"{recipe.text()}\n{nominal_sentence(results)}", figure
 
 
@@ -293,81 +332,3 @@ def nominal_sentence(results: Results) -> str:
         f"Nominal return of the recipe ({recipe.label}): {ours:.1f}; it is at most 3 % below that of {within} of "
         f"{len(losses)} controls. Largest loss: {100 * losses[worst]:.1f} % against {worst}."
     )
-
-
-def _curves_figure(results: Results) -> Path:
-    methods = [results.config.methods[k] for k in (results.config.recipe, *results.config.controls)]
-    methods += [results.config.methods[k] for k in results.config.twins]
-    curves = {method.label: results.curve(method) for method in methods}
-    fig, ax = plt.subplots(figsize=(8.6, 5.4))
-    return_against_eps(
-        (0.0, *results.config.eps), curves, ax=ax, looks=appearances(curves), legend=False,
-        ylabel="return per episode, worst of all attacks",
-    )  # fmt: skip
-    ax.set_title(f"{results.config.plant}: mean and 95 % interval over training seeds")
-    handles, labels = ax.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
-    return _save(results, fig, "returns")
-
-
-def _frontier_figure(results: Results) -> Path:
-    config = results.config
-    sizes = [eps for eps in config.eps if eps >= config.claimed_from][:3]
-    looks = appearances([method.label for method in config.methods])
-    fig, axes = plt.subplots(1, len(sizes), figsize=(4.9 * len(sizes), 5.6), sharey=True, squeeze=False)
-    for ax, eps in zip(axes[0], sizes, strict=True):
-        robustness_frontier(
-            {m.label: results.returns(m) for m in config.methods},
-            {m.label: results.returns(m, WORST, eps) for m in config.methods},
-            ax=ax, looks=looks, legend=False,
-        )  # fmt: skip
-        ax.set_title(f"eps {eps:g}")
-    for ax in axes[0, 1:]:
-        ax.set_ylabel("")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="x-small")
-    fig.suptitle(f"{config.plant}: nominal return and return under the worst attack")
-    return _save(results, fig, "frontier")
-
-
-def _gamma_figure(results: Results) -> None:
-    config = results.config
-    bounded = [m for m in config.methods if m.network == "lbdn" and not m.training and m.steps == 1.0]
-    families = {
-        "fixed scales": [m for m in bounded if not m.normalised],
-        "normalised observations": [m for m in bounded if m.normalised],
-    }
-    fig, axes = plt.subplots(1, 2, figsize=(11.0, 4.8), sharey=True)
-    for ax, (title, methods) in zip(axes, families.items(), strict=True):
-        gammas = [m.lipschitz for m in methods]
-        sizes = (0.0, *config.eps)
-        colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.9, len(sizes)))
-        control = next(m for m in config.methods if m.network == "mlp" and not m.training and m.steps == 1.0)
-        for eps, color in zip(sizes, colors, strict=True):
-            intervals = [results.interval(m, WORST, eps) for m in methods]
-            estimate, low, high = (
-                (np.array(column) for column in zip(*intervals, strict=True)) if methods else ([],) * 3
-            )
-            ax.plot(gammas, estimate, "o-", color=color, label=f"eps {eps:g}" if eps else "no perturbation")
-            ax.fill_between(gammas, low, high, color=color, alpha=0.15, linewidth=0)
-            ax.axhline(
-                results.interval(control, WORST, eps).estimate, color=color, linestyle=":", linewidth=1.2
-            )
-        ax.set(
-            xscale="log", xlabel="Lipschitz bound γ [action per scaled observation unit]",
-            title=f"LBDN, {title}; dotted: MLP",
-        )  # fmt: skip
-        if gammas:
-            ax.set_xticks(gammas, [f"{gamma:g}" for gamma in gammas])
-            ax.minorticks_off()
-    axes[0].set_ylabel("return per episode, worst of all attacks")
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    _save(results, fig, "gamma")
-
-
-def _save(results: Results, fig: Any, name: str) -> Path:
-    path = results.run.figure(f"{name}.png")
-    save_figure(fig, path)
-    plt.close(fig)
-    return path

@@ -94,6 +94,16 @@ def condition_key(method: Method, name: str) -> str:
     return f"condition_{method.key}_{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}"
 
 
+def upright_key(name: str, eps: float) -> str:
+    """Return the key of returns near the upright, of a method (its key) or a linear controller."""
+    return f"upright_{name}_eps={eps:g}"
+
+
+def swing_up_key(eps: float) -> str:
+    """Return the key of returns of the LQG controller behind a swing-up."""
+    return f"swing-up_lqg_eps={eps:g}"
+
+
 def facts_key(method: Method) -> str:
     """Return the key of the constants of a method."""
     return f"facts_{method.key}"

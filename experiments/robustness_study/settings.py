@@ -16,6 +16,7 @@ _CONTROLS = (
     Method(training="sa"),
     Method("lbdn", _RECIPE_BOUND),
 )
+_SECOND_CONTROLS = tuple(m for m in _CONTROLS if m not in (Method("matched"), Method(training="sa")))
 _TWIN = Method(training="game")
 _RECIPE = Method("lbdn", _RECIPE_BOUND, "game")
 _PENDULUM_METHODS = (
@@ -29,7 +30,7 @@ _PENDULUM_METHODS = (
     Method("converted", training="game"),
     _RECIPE,
 )
-_SECOND_METHODS = (*_CONTROLS, _TWIN, _RECIPE)
+_SECOND_METHODS = (*_SECOND_CONTROLS, _TWIN, _RECIPE)
 
 # Sizes are per component: (cos, sin, rad/s). One step is 50 ms.
 _SENSOR: dict[str, dict[str, Any]] = {
@@ -58,10 +59,11 @@ def _at(methods: tuple[Method, ...], *wanted: Method) -> tuple[int, ...]:
 
 
 def _roles(methods: tuple[Method, ...]) -> dict[str, Any]:
+    controls = [method for method in _CONTROLS if method in methods]
     return {
         "methods": methods,
         "recipe": methods.index(_RECIPE),
-        "controls": _at(methods, *_CONTROLS),
+        "controls": _at(methods, *controls),
         "twins": _at(methods, _TWIN),
     }
 
@@ -87,9 +89,25 @@ PENDULUM = Config(
     sa={"weight": 0.1, "eps": 0.15, "iterations": 3},
     game={"eps": 0.3, "learning_rate": 2e-3},
 )  # fmt: skip
+# Balancing over 4 s without the ends of the track and without an end where the pole falls, so that attacks and training
+# see a gradient there. Sizes are l2 over (m, cos, sin, m/s, rad/s).
 SECOND = replace(
     PENDULUM,
+    plant="CartPole",
+    parameters={"horizon": 100, "max_angle": 100.0, "max_position": 100.0},
     **_roles(_SECOND_METHODS),
+    training_seeds=(0, 1, 2, 3, 4),
+    eps=(0.1, 0.15, 0.2),
+    claimed_from=0.1,
+    more_attacks=(),
+    ppo={**PENDULUM.ppo, "gamma": 0.98},
+    observation_scale=(1.0, 1.0, 1.0, 4.0, 4.0),
+    reward_scale=1.0,
+    faults={},
+    equilibrium=None,
+    learned=(),
+    rollout_eps=0.1,
+    game={"eps": 0.2, "learning_rate": 2e-3, "steps": 150},
 )
 _SMOKE_METHODS = (
     *_CONTROLS[:1], Method("spectral", 10.0), Method("lbdn", 10.0), Method("lbdn", 10.0, normalised=True),
@@ -114,6 +132,7 @@ SMOKE = replace(
     num_envs=64,
     ppo={**PENDULUM.ppo, "batch_size": 512, "n_epochs": 2},
     faults={key: _FAULTS[key] for key in ("delay 2", "torque 70 %")},
+    equilibrium=None,
     learned=(0,),
     learned_eps=(0.3,),
     learned_seeds=1,

@@ -119,7 +119,8 @@ def robust_fine_tune(
         norm: "l2" or "linf", over the components of one observation.
         scale: d, one positive number per observation component, in its unit; None for ones.
         steps: Optimiser steps, rounded up to whole windows.
-        learning_rate: First step size of Adam.
+        learning_rate: First step size of Adam. For a policy with a bound gamma the function moves in proportion to
+            gamma, so that a small bound takes a larger step than a large one.
         episodes: E, episodes simulated side by side.
         attacked_share: Share w of the episodes that are attacked, in (0, 1].
         window: H, steps through which gradients flow; at most the plant's horizon.

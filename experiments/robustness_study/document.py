@@ -1,0 +1,64 @@
+"""The numbers of docs/robustness.md, from the committed run folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.decisions_study.report import Results as DecisionResults
+from experiments.decisions_study.report import return_table as decision_returns
+from experiments.decisions_study.report import share_table
+from experiments.robustness_study.report import (
+    attack_table,
+    condition_table,
+    fact_table,
+    floor_table,
+    gamma_table,
+    learned_table,
+    nominal_sentence,
+    recipe_table,
+    return_table,
+    swing_up_sentence,
+    upright_table,
+)
+from experiments.robustness_study.results import WORST, Results
+from robustnn.runs import RunFolder
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "robustness.md"
+
+
+def blocks(folder: Path) -> dict[str, str]:
+    """Return the blocks of the document by name.
+
+    Args:
+        folder: Where the run folders `what_buys_robustness`, `what_buys_robustness_second` and `decisions` are.
+
+    Returns:
+        Markdown text of every block.
+    """
+    first, second = (
+        Results(RunFolder.open(folder / name))
+        for name in ("what_buys_robustness", "what_buys_robustness_second")
+    )
+    decisions = DecisionResults(RunFolder.open(folder / "decisions"))
+    limit = first.limit()
+    return {
+        "recipe": f"{recipe_table(first).markdown()}\n\n{nominal_sentence(first)}",
+        "second": f"{recipe_table(second).markdown()}\n\n{nominal_sentence(second)}",
+        "methods": return_table(first, first.config.methods, WORST).markdown(),
+        "gamma": gamma_table(first).markdown(),
+        "faults": condition_table(first).markdown(),
+        "attacks": (
+            f"{attack_table(first, 0.2).markdown()}\n\nMethods that an attack hurts more / less than uniform noise of "
+            f"the same size, by the 95 % interval of the paired difference:\n\n{floor_table(first).markdown()}"
+            f"\n\nAn adversary trained by PPO against single policies:\n\n{learned_table(first).markdown()}"
+        ),
+        "upright": (
+            f"{upright_table(first).markdown()}\n\nNo controller, of whatever order, has a gain below {limit:.3f}. "
+            f"{swing_up_sentence(first)}"
+        ),
+        "facts": fact_table(first).markdown(),
+        "decisions": (
+            f"{share_table(decisions).markdown()}\n\nCertified decisions that the attack changed: "
+            f"{decisions.contradictions()}.\n\n{decision_returns(decisions).markdown()}"
+        ),
+    }
