@@ -8,14 +8,23 @@ from pathlib import Path
 import pytest
 
 from experiments import readme
+from experiments.command import RESULTS
+from experiments.robustness_study import document
+from robustnn.report import block_is_current
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name, block", [("pendulum", readme.pendulum_block), ("speed", readme.speed_block)])
+@pytest.mark.parametrize(
+    "name, block",
+    [
+        ("robustness", readme.robustness_block),
+        ("pendulum", readme.pendulum_block),
+        ("algorithms", readme.algorithms_block),
+        ("speed", readme.speed_block),
+    ],
+)
 def test_numbers_are_up_to_date(name: str, block) -> None:
-    from robustnn.report import block_is_current
-
     assert block_is_current(ROOT / "README.md", name, block())
 
 
@@ -26,3 +35,8 @@ def test_code_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(tmp_path)
     exec(compile(code.replace("100_000", "256"), "README.md", "exec"), {})
     assert (tmp_path / "returns.csv").stat().st_size > 1000
+
+
+def test_the_page_on_robustness_is_up_to_date() -> None:
+    for name, content in document.blocks(RESULTS).items():
+        assert block_is_current(document.DOCUMENT, name, content), name
