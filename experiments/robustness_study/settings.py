@@ -118,7 +118,7 @@ SECOND = replace(
     equilibrium=None,
     learned=(),
     rollout_eps=0.1,
-    game={"eps": 0.2, "learning_rate": 2e-3, "steps": 200},
+    game={"eps": 0.2, "learning_rate": 2e-3, "steps": 150},
 )
 _SMOKE_METHODS = (
     Method(), Method("spectral", 10.0), Method("lbdn", 10.0), Method("lbdn", 10.0, normalised=True),
