@@ -183,14 +183,24 @@ if __name__ == "__main__":
             [sys.executable, str(script), str(started)], stderr=subprocess.DEVNULL, start_new_session=True
         ) as main:
             workers = list(_until(started, 2))
-            main.send_signal(number)
-            assert main.wait(timeout=20) != 0
+            assert _ended_by(main, number) != 0
         deadline = time.monotonic() + 20.0
         while any(_alive(worker) for worker in workers):
             assert time.monotonic() < deadline, "a worker lives on without its main process"
             time.sleep(0.02)
         for worker in workers:
             (started / str(worker)).unlink()
+
+
+def _ended_by(process: subprocess.Popen[bytes], number: int) -> int:
+    """Signal a process until it ends: Python drops a KeyboardInterrupt that comes inside a finaliser."""
+    for _ in range(6):
+        process.send_signal(number)
+        try:
+            return process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            continue
+    return process.wait(timeout=5)
 
 
 def _until(folder: Path, count: int) -> Iterator[int]:

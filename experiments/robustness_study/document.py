@@ -1,12 +1,9 @@
-"""The numbers of docs/robustness.md, from the committed run folders."""
+"""The numbers of docs/robustness.md, from the committed run folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.decisions_study.report import Results as DecisionResults
-from experiments.decisions_study.report import return_table as decision_returns
-from experiments.decisions_study.report import share_table
 from experiments.robustness_study.report import (
     attack_table,
     condition_table,
@@ -30,20 +27,15 @@ def blocks(folder: Path) -> dict[str, str]:
     """Return the blocks of the document by name.
 
     Args:
-        folder: Where the run folders `what_buys_robustness`, `what_buys_robustness_second` and `decisions` are.
+        folder: Where the run folder `what_buys_robustness` is.
 
     Returns:
         Markdown text of every block.
     """
-    first, second = (
-        Results(RunFolder.open(folder / name))
-        for name in ("what_buys_robustness", "what_buys_robustness_second")
-    )
-    decisions = DecisionResults(RunFolder.open(folder / "decisions"))
+    first = Results(RunFolder.open(folder / "what_buys_robustness"))
     limit = first.limit()
     return {
         "recipe": f"{recipe_table(first).markdown()}\n\n{nominal_sentence(first)}",
-        "second": f"{recipe_table(second).markdown()}\n\n{nominal_sentence(second)}",
         "methods": return_table(first, first.config.methods, WORST).markdown(),
         "gamma": gamma_table(first).markdown(),
         "faults": condition_table(first).markdown(),
@@ -57,8 +49,4 @@ def blocks(folder: Path) -> dict[str, str]:
             f"{swing_up_sentence(first)}"
         ),
         "facts": fact_table(first).markdown(),
-        "decisions": (
-            f"{share_table(decisions).markdown()}\n\nCertified decisions that the attack changed: "
-            f"{decisions.contradictions()}.\n\n{decision_returns(decisions).markdown()}"
-        ),
     }
