@@ -76,12 +76,11 @@ def stages(run: RunFolder, config: Config) -> Iterable[tuple[str, list[Task]]]:
 
 
 def upright_tasks(run: RunFolder, config: Config) -> list[Task]:
-    """Near the upright: the compared policies and linear controllers; on the whole task: LQG behind a swing-up."""
-    compared = [config.methods[k] for k in (config.recipe, *config.controls, *config.twins)]
+    """Near the upright: policies and linear controllers; on the whole task: LQG behind a swing-up."""
     sizes = (0.0, *controllers.UPRIGHT_EPS)
     tasks: list[Task] = [
         (upright_key(m.key, eps), controllers.policy_near_upright, (config, run.path, m, eps))
-        for m in compared
+        for m in controllers.compared(config)
         for eps in sizes
     ]
     tasks += [

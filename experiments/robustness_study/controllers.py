@@ -32,12 +32,19 @@ from robustnn.closedloop.controlled import DynamicController
 CONTROLLERS = {"lqg": "LQG", "hinf": "H∞, 2 % above the optimum"}
 # Start of the episodes near the upright, rad and rad/s, and their length in steps.
 START, STEPS = 0.1, 100
-UPRIGHT_EPS = (0.05, 0.1, 0.2)
+UPRIGHT_EPS = (0.1, 0.2)
 # Gain of the energy law, per (J rad/s); the rod is handed over within an angle, rad, and near the line of falling
 # back to the upright, angle = -0.26 s times speed.
 _PUMP, _ANGLE, _SLOPE, _BAND = 2.0, 0.4, 0.26, 0.25
 # Disturbances of the state, rad and rad/s, for the design of the controller behind the swing-up.
 _PROCESS = (1.0, 10.0)
+
+
+def compared(config: Config) -> list[Method]:
+    """Return the methods that stand beside linear controllers: recipe, twins, plain MLP, and the LBDN alone."""
+    return [
+        config.methods[k] for k in (config.recipe, *config.twins, config.controls[0], config.controls[-1])
+    ]
 
 
 def linear_controller(

@@ -213,8 +213,7 @@ def upright_table(results: Results) -> Table:
     for name, title in controllers.CONTROLLERS.items():
         returns = [np.mean(results.run.cell(upright_key(name, eps))["returns"]) for eps in sizes]
         rows.append((title, format_number(gains[name], 2), *(format_number(float(r), 2) for r in returns)))
-    for k in (config.recipe, *config.twins, *config.controls):
-        method = config.methods[k]
+    for method in controllers.compared(config):
         intervals = [
             bootstrap_interval(results.run.cell(upright_key(method.key, eps))["returns"]) for eps in sizes
         ]
