@@ -47,6 +47,8 @@ def frontier_figure(results: Results) -> Path:
             ax=ax, looks=looks, legend=False,
         )  # fmt: skip
         ax.set_title(f"eps {eps:g}")
+    low = min(results.interval(m, WORST, eps).low for m in shown for eps in sizes)
+    axes[0, 0].set_ylim(low - 0.05 * abs(low), best + 0.4 * abs(best))
     for ax in axes[0, 1:]:
         ax.set_ylabel("")
     handles, labels = axes[0, 0].get_legend_handles_labels()
