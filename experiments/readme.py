@@ -54,8 +54,9 @@ def robustness_block() -> str:
     results = RobustnessResults(RunFolder.open(ROBUSTNESS))
     return "\n\n".join(
         (
-            f"**Pendulum, return under the worst of {len(results.config.attacks) + len(results.config.more_attacks)} "
-            f"attacks**: mean over {len(results.config.training_seeds)} training seeds [95 % bootstrap interval]; in "
+            "**Pendulum, return under the worst of noise and "
+            f"{len(results.config.attacks) + len(results.config.more_attacks) - 1} attacks**: mean over "
+            f"{len(results.config.training_seeds)} training seeds [95 % bootstrap interval]; in "
             "brackets where the recipe's interval lies",
             recipe_table(results).markdown(),
             nominal_sentence(results),

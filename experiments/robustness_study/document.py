@@ -17,7 +17,7 @@ from experiments.robustness_study.report import (
     swing_up_sentence,
     upright_table,
 )
-from experiments.robustness_study.results import WORST, Results
+from experiments.robustness_study.results import COMMON, Results
 from robustnn.runs import RunFolder
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "robustness.md"
@@ -36,7 +36,7 @@ def blocks(folder: Path) -> dict[str, str]:
     limit = first.limit()
     return {
         "recipe": f"{recipe_table(first).markdown()}\n\n{nominal_sentence(first)}",
-        "methods": return_table(first, first.config.methods, WORST).markdown(),
+        "methods": return_table(first, first.config.methods, COMMON).markdown(),
         "gamma": gamma_table(first).markdown(),
         "faults": condition_table(first).markdown(),
         "attacks": (

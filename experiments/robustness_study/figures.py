@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.robustness_study.results import WORST, Results
+from experiments.robustness_study.results import COMMON, Results
 from robustnn.report import appearances, return_against_eps, robustness_frontier, save_figure
 
 # A method solves the task if its nominal return is not more than this share of the best one's below it.
@@ -43,18 +43,18 @@ def frontier_figure(results: Results) -> Path:
     for ax, eps in zip(axes[0], sizes, strict=True):
         robustness_frontier(
             {m.label: results.returns(m) for m in shown},
-            {m.label: results.returns(m, WORST, eps) for m in shown},
+            {m.label: results.returns(m, COMMON, eps) for m in shown},
             ax=ax, looks=looks, legend=False,
         )  # fmt: skip
         ax.set_title(f"eps {eps:g}")
-    low = min(results.interval(m, WORST, eps).low for m in shown for eps in sizes)
+    low = min(results.interval(m, COMMON, eps).low for m in shown for eps in sizes)
     axes[0, 0].set_ylim(low - 0.05 * abs(low), best + 0.4 * abs(best))
     for ax in axes[0, 1:]:
         ax.set_ylabel("")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="x-small")
     fig.suptitle(
-        f"{config.plant}: nominal return and return under the worst attack, of methods that solve the task"
+        f"{config.plant}: return without errors and under the worst of the common attacks, methods that solve it"
     )
     return _save(results, fig, "frontier")
 
@@ -70,14 +70,14 @@ def gamma_figure(results: Results) -> None:
     colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.9, len(sizes)))
     fig, ax = plt.subplots(figsize=(7.4, 5.0))
     for eps, color in zip(sizes, colors, strict=True):
-        estimate, low, high = np.array([results.interval(m, WORST, eps) for m in methods]).T
+        estimate, low, high = np.array([results.interval(m, COMMON, eps) for m in methods]).T
         ax.plot(gammas, estimate, "o-", color=color, label=f"eps {eps:g}" if eps else "no perturbation")
         ax.fill_between(gammas, low, high, color=color, alpha=0.15, linewidth=0)
-        ax.axhline(results.interval(control, WORST, eps).estimate, color=color, linestyle=":", linewidth=1.2)
+        ax.axhline(results.interval(control, COMMON, eps).estimate, color=color, linestyle=":", linewidth=1.2)
     ax.set(
         xscale="log",
         xlabel="Lipschitz bound γ [action per scaled observation unit]",
-        ylabel="return per episode, worst of all attacks",
+        ylabel="return per episode, worst of the common attacks",
         title="LBDN, PPO alone; dotted: MLP, PPO alone",
     )
     ax.set_xticks(gammas, [f"{gamma:g}" for gamma in gammas])

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.robustness_study import controllers
 from experiments.robustness_study.config import ATTACKS, LEARNED, Method
 from experiments.robustness_study.figures import curves_figure, frontier_figure, gamma_figure
-from experiments.robustness_study.results import WORST, Results, swing_up_key, upright_key
+from experiments.robustness_study.results import COMMON, WORST, Results, swing_up_key, upright_key
 from robustnn.report import (
     Interval,
     Table,
@@ -24,7 +24,12 @@ from robustnn.report import (
 )
 from robustnn.runs import RunFolder
 
-TITLES = {**ATTACKS, WORST: "worst of all, per episode", LEARNED: "learned adversary"}
+TITLES = {
+    **ATTACKS,
+    WORST: "worst of all, per episode",
+    COMMON: "worst of the common attacks",
+    LEARNED: "learned adversary",
+}
 _STATISTICS = {
     "mean": "Mean return",
     "iqm": "Interquartile mean of the return",
@@ -170,7 +175,7 @@ def _conditions(results: Results) -> list[tuple[str, Any]]:
     """Titles of all conditions with functions from a method to its returns."""
     config = results.config
     found: list[tuple[str, Any]] = [("no perturbation", results.returns)]
-    for attack in (*config.attacks, WORST):
+    for attack in (*config.attacks, COMMON):
         found += [
             (f"{TITLES[attack]}, eps {eps:g}", lambda m, a=attack, e=eps: results.returns(m, a, e))
             for eps in config.eps
@@ -186,7 +191,7 @@ def fact_table(results: Results) -> Table:
     for method in results.config.methods:
         facts = results.facts(method)
         seconds = [sum(one.values()) for one in results.seconds(method)]
-        spread = results.returns(method, WORST, strongest).mean(axis=1).std(ddof=1)
+        spread = results.returns(method, COMMON, strongest).mean(axis=1).std(ddof=1)
         rows.append(
             (
                 method.label,
@@ -266,7 +271,8 @@ def write(run: RunFolder) -> tuple[str, Path]:
             if config.attack_scale is None
             else f", in units of {', '.join(f'{s:g}' for s in config.attack_scale)} per component."
         )
-        + " The worst of all is the least return of each episode over all attacks but the learned adversary."
+        + " The worst of all is the least return of each episode over all attacks on the method but the learned one; "
+        f"the common attacks, which all methods met, are {', '.join(TITLES[a] for a in config.attacks)}."
     )
     sections = [f"# {run.name}\n\n{note}"]
     recipe = recipe_table(results)
@@ -275,8 +281,8 @@ def write(run: RunFolder) -> tuple[str, Path]:
         f"{recipe.markdown()}\n\n{nominal_sentence(results)}"
     )
     for statistic, title in _STATISTICS.items():
-        table = return_table(results, config.methods, WORST, statistic)
-        sections.append(f"## {title}, worst of all attacks\n\n{table.markdown()}")
+        table = return_table(results, config.methods, COMMON, statistic)
+        sections.append(f"## {title}, worst of the attacks that all methods met\n\n{table.markdown()}")
     sections += [
         f"## Mean return at eps {eps:g}\n\n{attack_table(results, eps).markdown()}" for eps in config.eps
     ]

@@ -19,6 +19,8 @@ Array = NDArray[np.float64]
 # Names of conditions beside the attacks.
 NOMINAL = "none"
 WORST = "worst"
+# The same over the attacks that all methods met, for comparisons of all of them.
+COMMON = "common"
 
 
 class Results:
@@ -33,11 +35,11 @@ class Results:
         self.config = Config.of(run.config)
 
     def returns(self, method: Method, attack: str = NOMINAL, eps: float = 0.0) -> Array:
-        """Returns per episode, shape (n_seeds, n_episodes); of `WORST` the least one over all attacks."""
+        """Returns per episode, (n_seeds, n_episodes); of `WORST` and `COMMON` the least one over the attacks."""
         if eps == 0.0:
             attack = NOMINAL
-        if attack == WORST:
-            names = self.config.attacks_on(method)
+        if attack in (WORST, COMMON):
+            names = self.config.attacks_on(method) if attack == WORST else self.config.attacks
             return np.min([self.returns(method, name, eps) for name in names], axis=0)
         return np.array(self.run.cell(attack_key(method, attack, eps))["returns"])
 
