@@ -7,18 +7,95 @@ many points are wanted at once; a bisecting line search serves both.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-__all__ = ["minimize"]
+__all__ = ["LBFGS", "minimize"]
 
 _MEMORY = 20
 _BISECTIONS = 25
 # Constants of the weak Wolfe conditions (Lewis & Overton, Nonsmooth optimization via quasi-Newton methods, 2013).
 _DECREASE = 1e-4
 _CURVATURE = 0.9
+
+
+class LBFGS:
+    """Limited-memory BFGS on functions of n variables, one per member of a batch, step by step.
+
+    Args:
+        objective: Maps x of shape (..., n) to values (...) and gradients (..., n); member i depends on x[i] only. A
+            value may be infinite or NaN, except at the start.
+        x: Start, shape (..., n).
+        largest_change: Largest change of a variable that a step tries first.
+        memory: Number of past steps that are remembered.
+
+    Attributes:
+        x: The present point, shape (..., n).
+        value: Of the objective there, shape (...).
+        gradient: Shape (..., n).
+    """
+
+    def __init__(
+        self,
+        objective: Callable[[Tensor], tuple[Tensor, Tensor]],
+        x: Tensor,
+        *,
+        largest_change: float = 3.0,
+        memory: int = _MEMORY,
+    ) -> None:
+        self._objective = objective
+        self._largest_change = largest_change
+        self._memory = memory
+        self._steps: list[Tensor] = []
+        self._changes: list[Tensor] = []
+        self.x = x
+        self.value, self.gradient = objective(x)
+
+    def step(self) -> bool:
+        """Go one step; return whether a value has decreased."""
+        direction = -_apply_inverse_hessian(self.gradient, self._steps, self._changes)
+        slope = (direction * self.gradient).sum(-1)
+        uphill = ~(slope < 0)
+        direction = torch.where(uphill.unsqueeze(-1), -self.gradient, direction)
+        slope = torch.where(uphill, -self.gradient.square().sum(-1), slope)
+        point = (self.x, self.value, self.gradient)
+        first = None if self._steps else 1.0  # length of the first step
+        new = _line_search(self._objective, point, direction, slope, first, self._largest_change)
+        moved = bool((new[1] != self.value).any())
+        self._steps.append(new[0] - self.x)
+        self._changes.append(new[2] - self.gradient)
+        del self._steps[: -self._memory], self._changes[: -self._memory]
+        self.x, self.value, self.gradient = new
+        return moved
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that the next step depends on, by value."""
+        empty = self.x.new_empty((0, *self.x.shape))
+        return {
+            "x": self.x.clone(),
+            "value": self.value.clone(),
+            "gradient": self.gradient.clone(),
+            "steps": torch.stack(self._steps) if self._steps else empty,
+            "changes": torch.stack(self._changes) if self._changes else empty,
+        }
+
+    @classmethod
+    def resume(
+        cls,
+        objective: Callable[[Tensor], tuple[Tensor, Tensor]],
+        state: Mapping[str, Tensor],
+        *,
+        largest_change: float = 3.0,
+        memory: int = _MEMORY,
+    ) -> LBFGS:
+        """Continue from what `state` has returned, to the last bit."""
+        made = cls.__new__(cls)
+        made._objective, made._largest_change, made._memory = objective, largest_change, memory
+        made._steps, made._changes = list(state["steps"]), list(state["changes"])
+        made.x, made.value, made.gradient = state["x"], state["value"], state["gradient"]
+        return made
 
 
 def minimize(
@@ -32,8 +109,7 @@ def minimize(
     """Minimise functions of n variables, one per member of the batch, by limited-memory BFGS.
 
     Args:
-        objective: Maps x of shape (..., n) to values (...) and gradients (..., n); member i depends on x[i] only. A
-            value may be infinite, except at the start.
+        objective: As in `LBFGS`.
         x: Start, shape (..., n).
         iterations: Largest number of steps.
         tolerance: A member has converged when ten steps decrease its value by less than this.
@@ -42,28 +118,16 @@ def minimize(
     Returns:
         The best points found, shape (..., n); no value is above the one at the start.
     """
-    value, gradient = objective(x)
-    steps: list[Tensor] = []
-    changes: list[Tensor] = []
-    values = [value]
+    solver = LBFGS(objective, x)
+    values = [solver.value]
     for _ in range(iterations):
-        direction = -_apply_inverse_hessian(gradient, steps, changes)
-        slope = (direction * gradient).sum(-1)
-        uphill = ~(slope < 0)
-        direction = torch.where(uphill.unsqueeze(-1), -gradient, direction)
-        slope = torch.where(uphill, -gradient.square().sum(-1), slope)
-        new = _line_search(objective, (x, value, gradient), direction, slope, first=not steps)
-        steps.append(new[0] - x)
-        changes.append(new[2] - gradient)
-        del steps[:-_MEMORY], changes[:-_MEMORY]
-        x, value, gradient = new
-        values.append(value)
+        moved = solver.step()
+        values.append(solver.value)
         if history is not None:
-            history.append(float(value.max()))
-        no_step = bool((values[-2] == value).all())
-        if no_step or (len(values) > 10 and bool((values[-11] - value < tolerance).all())):
+            history.append(float(solver.value.max()))
+        if not moved or (len(values) > 10 and bool((values[-11] - solver.value < tolerance).all())):
             break
-    return x
+    return solver.x
 
 
 def _apply_inverse_hessian(gradient: Tensor, steps: list[Tensor], changes: list[Tensor]) -> Tensor:
@@ -90,15 +154,16 @@ def _line_search(
     point: tuple[Tensor, Tensor, Tensor],
     direction: Tensor,
     slope: Tensor,
-    *,
-    first: bool,
+    first: float | None,
+    largest_change: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Bisect until every member satisfies the weak Wolfe conditions; otherwise keep its best point."""
     x, value, _ = best_x, best_value, best_gradient = point
     length = direction.norm(dim=-1)
-    step = torch.where(length > 0, 1 / length.clamp_min(1e-300), length) if first else torch.ones_like(length)
-    # A change of a logarithm by more than this is no local step.
-    step = torch.minimum(step, 3.0 / direction.abs().amax(-1).clamp_min(1e-300))
+    step = torch.ones_like(length)
+    if first is not None:
+        step = torch.where(length > 0, first / length.clamp_min(1e-300), length)
+    step = torch.minimum(step, largest_change / direction.abs().amax(-1).clamp_min(1e-300))
     low, high = torch.zeros_like(step), torch.full_like(step, torch.inf)
     done = ~(slope < 0)
     for _ in range(_BISECTIONS):
