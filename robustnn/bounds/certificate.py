@@ -177,7 +177,7 @@ def certify(
     r"""Certify a network as it is exported: its weights, rounded to their dtype, with a proof in float64.
 
     An `LBDN` is certified with its constructive multipliers $T_k = \gamma \Psi_k^2$, without any search; for other
-    networks the multipliers of `lipsdp` are used.
+    networks, and for an `LBDN` in other norms than its own, the multipliers of `lipsdp` are used.
 
     Args:
         net: Anything that `as_network` accepts.
@@ -201,7 +201,7 @@ def certify(
     chain = make_chain(network, *scales)
     if bound is not None:
         return _certificate(network, chain, scales, check_multipliers(bound.multipliers, chain))
-    own = _own_multipliers(net, chain)
+    own = _own_multipliers(net, chain) if _in_its_norms(net, scales) else None
     if own is not None:
         return _certificate(network, chain, scales, own)
     found = lipsdp(network, input_scale=scales[0], output_scale=scales[1], iterations=iterations)
@@ -278,6 +278,15 @@ def _prepare(
     return network, (
         dense("input_scale", input_scale, network.in_features),
         dense("output_scale", output_scale, network.out_features),
+    )
+
+
+def _in_its_norms(net: Network, scales: tuple[Tensor, Tensor]) -> bool:
+    """Whether the scales are those in which an LBDN has its bound."""
+    own = _prepare(net, None, None)[1]
+    return all(
+        mine.shape == theirs.shape and bool((mine == theirs).all())
+        for mine, theirs in zip(own, scales, strict=True)
     )
 
 

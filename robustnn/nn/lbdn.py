@@ -139,7 +139,7 @@ class LBDN(ExplicitModule):
         with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten at once
             net = cls(
                 params.layers[0].weight.shape[0] - widths[0], widths[:-1], widths[-1],
-                lipschitz=float(params.lipschitz), activation=activation,
+                lipschitz=float(torch.as_tensor(params.lipschitz).detach()), activation=activation,
                 bias=any(layer.bias is not None for layer in params.layers),
                 input_scale=params.input_scale, output_scale=params.output_scale,
                 trainable_lipschitz=trainable_lipschitz, dtype=like.dtype,

@@ -59,6 +59,18 @@ def test_the_norms_of_the_network_are_used(matrices: bool) -> None:
     assert torch.equal(plain.output_scale, torch.ones(2).double())
 
 
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_other_norms_than_its_own_get_the_bound_of_a_search(size: float) -> None:
+    # Its own multipliers prove nothing of use there.
+    net = random_lbdn((3, (8, 8), 2), 1.0, seed=1, lipschitz=2.0)
+    scales = ([size, 2 * size, size / 3], [size, size / 5])
+    certificate = certify(net, input_scale=scales[0], output_scale=scales[1])
+    found = lipsdp(net.to_mlp(), input_scale=scales[0], output_scale=scales[1])
+    assert certificate.bound == pytest.approx(found.value, rel=1e-6)
+    assert certificate.bound < 100.0
+    assert certificate.verify(net) == certificate.bound
+
+
 def test_tighten_is_a_proof_below_gamma() -> None:
     net = random_lbdn((3, (16, 16), 2), 1.0, lipschitz=3.0)
     tight = tighten(net, iterations=200)

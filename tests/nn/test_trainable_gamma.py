@@ -211,3 +211,10 @@ def test_compile() -> None:
     with torch.no_grad():
         net.log_lipschitz.add_(1.0)
         torch.testing.assert_close(compiled(x), net(x), rtol=0, atol=1e4 * EPS)
+
+
+def test_a_copy_from_direct_parameters_of_a_trained_bound() -> None:
+    net = LBDN(3, (4,), 1, lipschitz=2.5, trainable_lipschitz=True)
+    copied = LBDN.from_direct(net.direct(), net.activation, trainable_lipschitz=True)
+    assert copied.lipschitz == pytest.approx(net.lipschitz, rel=1e-6)
+    assert torch.equal(copied(torch.ones(3)), net(torch.ones(3)))
