@@ -146,8 +146,10 @@ class _Worker:
 
     def begin(self, call: Call) -> None:
         self.call = call
+        # By value: `send` would put the memory of tensors into the hands of both processes.
+        data = pickle.dumps(call[1:])
         with suppress(BrokenPipeError, ConnectionResetError):  # it has died: `end` will tell
-            self._connection.send(call[1:])
+            self._connection.send_bytes(data)
 
     def end(self) -> tuple[Call, _Outcome | None]:
         """Return the call and its outcome, or None if the process died."""
@@ -189,7 +191,7 @@ def _serve(connection: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
-            function, arguments = connection.recv()
+            function, arguments = pickle.loads(connection.recv_bytes())
         except EOFError:
             return
         except Exception as error:  # the function cannot be imported here
