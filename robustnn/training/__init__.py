@@ -5,6 +5,8 @@ from __future__ import annotations
 from robustnn.training.adversary import ObservationAdversary as ObservationAdversary
 from robustnn.training.faulty_vec_env import FaultyVecEnv as FaultyVecEnv
 from robustnn.training.penalties import SmoothnessPenalty as SmoothnessPenalty
+from robustnn.training.recipe import Robustified as Robustified
+from robustnn.training.recipe import robustify as robustify
 from robustnn.training.smoothness import CAPS as CAPS
 from robustnn.training.smoothness import SARegulariser as SARegulariser
 from robustnn.training.spectral import SpectralActorCriticPolicy as SpectralActorCriticPolicy
