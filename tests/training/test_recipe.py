@@ -44,7 +44,7 @@ def test_the_bound_is_that_of_the_trained_policy_and_holds() -> None:
     model = agent()
     found = robustify(model, PLANT, **FEW)
     assert found.lipschitz == convert_policy(model).policy.lipschitz
-    bound = policy_bound(found.model).value
+    bound = policy_bound(found.model).plain
     rng = np.random.default_rng(0)
     one = rng.normal(size=(500, 3)).astype(np.float32)
     two = one + 1e-2 * rng.normal(size=one.shape).astype(np.float32)
