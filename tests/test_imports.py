@@ -35,6 +35,7 @@ ALLOWED["envs"] = set()
 ALLOWED["runs"] = {"errors", "files", "report"}
 ALLOWED["workers"] = {"errors"}
 ALLOWED["sweep"] = {"errors", "runs", "workers"}
+ALLOWED["dynamics"] |= {"workers"}
 ALLOWED["cli"] |= {"envs", "robustnn", "runs", "sweep", "workers"}
 
 # Third parties of the parts that must stay light, besides the standard library.

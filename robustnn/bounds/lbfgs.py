@@ -93,8 +93,10 @@ class LBFGS:
         """Continue from what `state` has returned, to the last bit."""
         made = cls.__new__(cls)
         made._objective, made._largest_change, made._memory = objective, largest_change, memory
-        made._steps, made._changes = list(state["steps"]), list(state["changes"])
-        made.x, made.value, made.gradient = state["x"], state["value"], state["gradient"]
+        # Memory of their own: sums round differently where an array begins elsewhere within a cache line.
+        made._steps = [row.clone() for row in state["steps"]]
+        made._changes = [row.clone() for row in state["changes"]]
+        made.x, made.value, made.gradient = (state[name].clone() for name in ("x", "value", "gradient"))
         return made
 
 

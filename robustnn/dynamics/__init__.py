@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from robustnn.dynamics.bands import Band as Band
+from robustnn.dynamics.bands import BandCoverage as BandCoverage
+from robustnn.dynamics.bands import band_coverage as band_coverage
+from robustnn.dynamics.bands import prediction_band as prediction_band
+from robustnn.dynamics.base import StateSpaceModel as StateSpaceModel
 from robustnn.dynamics.benchmarks import BENCHMARKS as BENCHMARKS
 from robustnn.dynamics.benchmarks import Benchmark as Benchmark
 from robustnn.dynamics.benchmarks import load_benchmark as load_benchmark
+from robustnn.dynamics.certificate import ModelCertificate as ModelCertificate
+from robustnn.dynamics.certificate import certify_model as certify_model
+from robustnn.dynamics.channels import Channels as Channels
+from robustnn.dynamics.continuous import ContinuousStateSpace as ContinuousStateSpace
 from robustnn.dynamics.data import Dataset as Dataset
 from robustnn.dynamics.data import Experiment as Experiment
 from robustnn.dynamics.data import Scaling as Scaling
+from robustnn.dynamics.fit import FitResult as FitResult
+from robustnn.dynamics.fit import Start as Start
+from robustnn.dynamics.fit import fit as fit
+from robustnn.dynamics.fit import validation_error as validation_error
 from robustnn.dynamics.linear import LinearStateSpace as LinearStateSpace
 from robustnn.dynamics.linear import stable_projection as stable_projection
 from robustnn.dynamics.linear import subspace as subspace
@@ -15,6 +28,31 @@ from robustnn.dynamics.metrics import fit_index as fit_index
 from robustnn.dynamics.metrics import nrmse as nrmse
 from robustnn.dynamics.metrics import r_squared as r_squared
 from robustnn.dynamics.metrics import rmse as rmse
+from robustnn.dynamics.model_file import load_model as load_model
+from robustnn.dynamics.model_file import save_model as save_model
+from robustnn.dynamics.models import LipschitzStateSpace as LipschitzStateSpace
+from robustnn.dynamics.narx import LipschitzNARX as LipschitzNARX
+from robustnn.dynamics.prediction import horizon_errors as horizon_errors
+from robustnn.dynamics.prediction import predict_data as predict_data
 from robustnn.dynamics.readers import from_csv as from_csv
 from robustnn.dynamics.readers import from_env as from_env
 from robustnn.dynamics.readers import from_mat as from_mat
+from robustnn.dynamics.registry import MODELS as MODELS
+from robustnn.dynamics.regressor import LipschitzRegressor as LipschitzRegressor
+from robustnn.dynamics.residual import ResidualStateSpace as ResidualStateSpace
+from robustnn.dynamics.residuals import Residuals as Residuals
+from robustnn.dynamics.residuals import residual_statistics as residual_statistics
+from robustnn.dynamics.simulate import Simulation as Simulation
+from robustnn.dynamics.simulate import simulate as simulate
+from robustnn.dynamics.state_space import ExplicitStateSpace as ExplicitStateSpace
+from robustnn.dynamics.tubes import AttackedTube as AttackedTube
+from robustnn.dynamics.tubes import Tube as Tube
+from robustnn.dynamics.tubes import attack_tube as attack_tube
+from robustnn.dynamics.tubes import sensitivity_tube as sensitivity_tube
+from robustnn.dynamics.unconstrained import UnconstrainedStateSpace as UnconstrainedStateSpace
+from robustnn.dynamics.validate import DynamicsModel as DynamicsModel
+from robustnn.dynamics.validate import Validation as Validation
+from robustnn.dynamics.validate import compare as compare
+from robustnn.dynamics.validate import page_arrays as page_arrays
+from robustnn.dynamics.validate import simulate_data as simulate_data
+from robustnn.dynamics.validate import validate as validate

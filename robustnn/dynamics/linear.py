@@ -174,11 +174,17 @@ def stable_projection(a: ArrayLike, radius: float = 1.0 - 1e-6) -> Array:
     check_finite("a", matrix)
     if np.abs(np.linalg.eigvals(matrix)).max(initial=0.0) <= radius:
         return matrix
-    triangular, vectors = schur(matrix, output="complex")
-    eigenvalues = np.diagonal(triangular)
-    shrunk = eigenvalues * np.minimum(1.0, radius / np.maximum(np.abs(eigenvalues), 1e-300))
-    result = triangular - np.diag(eigenvalues) + np.diag(shrunk)
-    return np.asarray((vectors @ result @ vectors.conj().T).real)
+    triangular, vectors = schur(matrix, output="real")
+    row = 0
+    while row < len(matrix):
+        # Diagonal blocks are real eigenvalues, and conjugate pairs of two rows.
+        size = 2 if row + 1 < len(matrix) and triangular[row + 1, row] != 0.0 else 1
+        block = slice(row, row + size)
+        largest = np.abs(np.linalg.eigvals(triangular[block, block])).max()
+        if largest > radius:
+            triangular[block, block] *= radius / largest
+        row += size
+    return np.asarray(vectors @ triangular @ vectors.T)
 
 
 def _observability(records: Sequence[tuple[Array, Array]], n_x: int, horizon: int) -> Array:

@@ -15,6 +15,12 @@ from robustnn.report.files import read_csv as read_csv
 from robustnn.report.files import write_csv as write_csv
 from robustnn.report.frontier import profile_against_eps as profile_against_eps
 from robustnn.report.frontier import robustness_frontier as robustness_frontier
+from robustnn.report.identification import error_against_horizon as error_against_horizon
+from robustnn.report.identification import residual_correlation as residual_correlation
+from robustnn.report.identification import simulated_output as simulated_output
+from robustnn.report.identification import simulation_error as simulation_error
+from robustnn.report.identification_page import comparison_table as comparison_table
+from robustnn.report.identification_page import validation_page as validation_page
 from robustnn.report.plots import action_sensitivity as action_sensitivity
 from robustnn.report.plots import attack_convergence as attack_convergence
 from robustnn.report.plots import lipschitz_bars as lipschitz_bars

@@ -133,3 +133,14 @@ def test_metrics_of_known_errors() -> None:
         rmse(y, y[:2])
     with pytest.raises(InvalidArgumentError, match="vary"):
         nrmse(np.ones((3, 1)), np.zeros((3, 1)))
+
+
+@pytest.mark.parametrize("radius", [0.9, 1.0 - 1e-6])
+def test_stable_projection_of_matrices_with_complex_eigenvalues(radius: float) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        a = rng.normal(size=(5, 5)) * rng.uniform(0.3, 1.0)
+        before, after = (np.linalg.eigvals(one) for one in (a, stable_projection(a, radius)))
+        wanted = before * np.minimum(1.0, radius / np.abs(before))
+        # Of eigenvalues that coincide afterwards, only the polynomial is known to all digits.
+        np.testing.assert_allclose(np.poly(after), np.poly(wanted), rtol=0, atol=1e-10)
