@@ -22,7 +22,7 @@ from robustnn.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "experiments" / "results" / "pendulum_robustness"
-ROBUSTNESS = ROOT / "experiments" / "results" / "what_buys_robustness"
+ROBUSTNESS = ROOT / "experiments" / "results" / "what_buys_robustness_confirm"
 ALGORITHMS = ROOT / "experiments" / "results" / "algorithms"
 BENCHMARKS = ROOT / "benchmarks" / "results"
 

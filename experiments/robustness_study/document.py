@@ -1,4 +1,4 @@
-"""The numbers of docs/robustness.md, from the committed run folder."""
+"""The numbers of docs/robustness.md, from the committed run folders."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from experiments.robustness_study.report import (
     recipe_table,
     return_table,
     swing_up_sentence,
+    twin_table,
     upright_table,
 )
 from experiments.robustness_study.results import COMMON, Results
@@ -33,9 +34,13 @@ def blocks(folder: Path) -> dict[str, str]:
         Markdown text of every block.
     """
     first = Results(RunFolder.open(folder / "what_buys_robustness"))
+    fresh = Results(RunFolder.open(folder / "what_buys_robustness_confirm"))
     limit = first.limit()
     return {
-        "recipe": f"{recipe_table(first).markdown()}\n\n{nominal_sentence(first)}",
+        "recipe": f"{recipe_table(fresh).markdown()}\n\n{nominal_sentence(fresh)}",
+        "twins": twin_table(fresh).markdown(),
+        "fresh": fact_table(fresh).markdown(),
+        "first": f"{recipe_table(first).markdown()}\n\n{nominal_sentence(first)}",
         "methods": return_table(first, first.config.methods, COMMON).markdown(),
         "gamma": gamma_table(first).markdown(),
         "faults": condition_table(first).markdown(),

@@ -118,11 +118,20 @@ def recipe_table(results: Results) -> Table:
 
     "above" and "below" mark intervals that do not overlap.
     """
+    return _against_recipe(results, results.config.controls)
+
+
+def twin_table(results: Results) -> Table:
+    """The recipe beside the other methods with the same training; columns and marks as in `recipe_table`."""
+    return _against_recipe(results, results.config.twins)
+
+
+def _against_recipe(results: Results, others: Sequence[int]) -> Table:
     config = results.config
     recipe = config.methods[config.recipe]
     sizes = [eps for eps in config.eps if eps >= config.claimed_from]
     rows = []
-    for method in (recipe, *(config.methods[k] for k in config.controls)):
+    for method in (recipe, *(config.methods[k] for k in others)):
         cells = []
         for eps in (0.0, *sizes):
             ours, theirs = (results.interval(m, WORST, eps) for m in (recipe, method))
@@ -278,7 +287,8 @@ def write(run: RunFolder) -> tuple[str, Path]:
     recipe = recipe_table(results)
     sections.append(
         "## The recipe against the controls, worst of all attacks\n\nIn brackets where the recipe's interval lies.\n\n"
-        f"{recipe.markdown()}\n\n{nominal_sentence(results)}"
+        f"{recipe.markdown()}\n\n{nominal_sentence(results)}\n\nThe same training without a bound, or from another "
+        f"start:\n\n{twin_table(results).markdown()}"
     )
     for statistic, title in _STATISTICS.items():
         table = return_table(results, config.methods, COMMON, statistic)
