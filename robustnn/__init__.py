@@ -10,6 +10,8 @@ from robustnn.errors import ShapeError as ShapeError
 from robustnn.errors import UnsupportedSpaceError as UnsupportedSpaceError
 from robustnn.nn import LBDN as LBDN
 from robustnn.nn import MLP as MLP
+from robustnn.nn import ConvLBDN as ConvLBDN
+from robustnn.nn import SandwichConv2d as SandwichConv2d
 from robustnn.nn import SandwichLayer as SandwichLayer
 from robustnn.params import ExplicitMLP as ExplicitMLP
 

@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("name", ["env_throughput", "evaluate", "lipsdp", "ppo_throughput", "sandwich"])
+@pytest.mark.parametrize(
+    "name", ["conv", "env_throughput", "evaluate", "lipsdp", "ppo_throughput", "sandwich", "simulate"]
+)
 def test_smoke(name: str) -> None:
     if name == "lipsdp":
         pytest.importorskip("cvxpy")
@@ -25,9 +27,18 @@ def test_smoke(name: str) -> None:
     assert figures["machine"]["torch"]
 
 
-@pytest.mark.parametrize("name, limit", [("env_throughput", 30.0), ("evaluate", 20.0), ("ppo_throughput", 1 / 1.2)])
+@pytest.mark.parametrize(
+    "name, limit", [("env_throughput", 30.0), ("evaluate", 20.0), ("ppo_throughput", 1 / 1.2)]
+)
 def test_committed_figures_meet_the_target(name: str, limit: float) -> None:
     """The result files that the README quotes: a rate at least `limit` times that of the reference."""
     figures = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
     ratio = figures["ratio"] if name != "ppo_throughput" else 1.0 / figures["ratio"]["lbdn_frozen"]
     assert ratio >= limit
+
+
+def test_committed_figures_of_the_convolutions_meet_their_targets() -> None:
+    """Times as ratios to an ordinary convolution and to the published Fourier layer: at most those of the benchmark."""
+    figures = json.loads((ROOT / "benchmarks" / "results" / "conv.json").read_text(encoding="utf-8"))
+    assert len(figures["targets"]) == 3
+    assert all(figures[name] <= target for name, target in figures["targets"].items())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ __all__ = [
 Array = NDArray[np.float64]
 
 
+@runtime_checkable
 class DynamicsModel(Protocol):
     """What can be validated: a state-space model in the units of its data."""
 

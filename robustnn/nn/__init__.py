@@ -2,6 +2,23 @@
 
 from robustnn.nn.baselines import AOLNet as AOLNet
 from robustnn.nn.baselines import CayleyNet as CayleyNet
+from robustnn.nn.conv import SandwichConv2d as SandwichConv2d
+from robustnn.nn.conv1d import SandwichConv1d as SandwichConv1d
+from robustnn.nn.conv_baselines import ConvAOL as ConvAOL
+from robustnn.nn.conv_baselines import ConvCayley as ConvCayley
+from robustnn.nn.conv_baselines import ConvCNN as ConvCNN
+from robustnn.nn.conv_baselines import ConvSLL as ConvSLL
+from robustnn.nn.conv_bounded import AOLConv2d as AOLConv2d
+from robustnn.nn.conv_bounded import OrthogonalConv2d as OrthogonalConv2d
+from robustnn.nn.conv_bounded import PlainConv2d as PlainConv2d
+from robustnn.nn.conv_bounded import SLLConv2d as SLLConv2d
+from robustnn.nn.conv_fir import FIRConv1d as FIRConv1d
+from robustnn.nn.conv_lbdn import ConvLBDN as ConvLBDN
+from robustnn.nn.conv_onnx import cnn_to_onnx as cnn_to_onnx
+from robustnn.nn.conv_pool import AveragePool2d as AveragePool2d
+from robustnn.nn.conv_pool import DepthToSpace as DepthToSpace
+from robustnn.nn.conv_pool import MaxPool2d as MaxPool2d
+from robustnn.nn.conv_pool import SpaceToDepth as SpaceToDepth
 from robustnn.nn.convert import as_explicit as as_explicit
 from robustnn.nn.export import load_layout as load_layout
 from robustnn.nn.export import load_network as load_network

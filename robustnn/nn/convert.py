@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,13 @@ def as_explicit(network: nn.Module | ExplicitMLP) -> ExplicitMLP:
         return network.map(lambda t: t.detach().clone())
     if isinstance(network, ExplicitModule):
         with torch.no_grad():
-            return network.explicit()
+            found: Any = network.explicit()
+        if not isinstance(found, ExplicitMLP):
+            raise invalid(
+                "network", "a network of dense layers", type(network).__name__,
+                "Use the functions for convolutional networks, such as robustnn.bounds.certify_cnn.",
+            )  # fmt: skip
+        return found
     expected = "nn.Linear, activation, nn.Linear, ..., nn.Linear with one kind of activation"
     fix = "Pass an nn.Sequential of this form, an LBDN, an MLP, or an ExplicitMLP of the weights."
     if not isinstance(network, (nn.Sequential, nn.Linear)):

@@ -3,6 +3,9 @@
 from robustnn.params.activations import ACTIVATIONS as ACTIVATIONS
 from robustnn.params.activations import Activation as Activation
 from robustnn.params.activations import resolve_activation as resolve_activation
+from robustnn.params.conv_explicit import ExplicitCNN as ExplicitCNN
+from robustnn.params.conv_merge import merge_pointwise as merge_pointwise
+from robustnn.params.conv_spectral import conv_from_torch as conv_from_torch
 from robustnn.params.direct import LBDNParams as LBDNParams
 from robustnn.params.direct import SandwichParams as SandwichParams
 from robustnn.params.direct import init_sandwich as init_sandwich

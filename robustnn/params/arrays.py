@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ LARGEST_PRODUCT = 64**3
 _GRAM_SPLIT = 512
 
 
+@runtime_checkable
 class Namespace(Protocol):
     """What the passes need beside operators, slices, `.T` and methods that tensors and arrays share."""
 
