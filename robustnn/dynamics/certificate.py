@@ -259,7 +259,7 @@ def certify_model(
     state = rate
     reach = None
     if rate.bound < 1.0:
-        reach = reachable(forms["reach"], forms["output"], n_x, rate, iterations=iterations)
+        reach = reachable(forms["reach"], forms["output"], n_x, rate, iterations=2 * iterations)
     if reach is not None:
         metric, start = reach.target, reach.multipliers
         state = gain(forms["state"], metric, metric, start=start, iterations=iterations)

@@ -2,8 +2,8 @@ r"""Metrics in which a model contracts, found without a solver.
 
 With $P = L L^T$ the rate is the gain of $x \mapsto F(x, u)$ from $\|\cdot\|_P$ to $\|\cdot\|_P$, minimised over L and
 the multipliers together; every P is a valid metric, and every rate that comes out is proved. For a linear map the
-optimum is the spectral radius (Lyapunov); with slope-restricted units it is the circle-criterion type condition of
-Revay, Wang & Manchester, *Recurrent Equilibrium Networks* (IEEE TAC 2023), section V.
+optimum is the spectral radius (Lyapunov); with slope-restricted units the condition is that of contracting models of
+Revay, Wang & Manchester, *Recurrent Equilibrium Networks* (IEEE TAC 2023), for networks of any depth.
 """
 
 from __future__ import annotations
@@ -32,15 +32,12 @@ from robustnn.errors import CertificateError
 __all__ = ["contraction"]
 
 
-def contraction(
-    form: SlopeForm, *, starts: Sequence[Tensor] = (), metric: Tensor | None = None, iterations: int = 300
-) -> GainProof:
+def contraction(form: SlopeForm, *, starts: Sequence[Tensor] = (), iterations: int = 300) -> GainProof:
     r"""Return the smallest rate of $\|F(x, u) - F(x', u)\|_P \le \rho \|x - x'\|_P$ found over all metrics.
 
     Args:
         form: The map from x to the next state, as many outputs as inputs.
         starts: Multipliers to start from besides those in closed form, for the metric I.
-        metric: P to start from besides others.
         iterations: L-BFGS steps.
 
     Returns:
@@ -54,8 +51,6 @@ def contraction(
     eye = torch.eye(n, dtype=torch.float64)
     candidates = [(eye, t) for t in starts if t.shape == (form.n_z,)]
     metrics = [eye, *_lyapunov_metrics(form)]
-    if metric is not None:
-        metrics.append(metric)
     candidates += [(p, greedy_multipliers(form, p)) for p in metrics]
 
     def log_rate(point: tuple[Tensor, Tensor]) -> float:
