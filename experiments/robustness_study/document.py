@@ -35,11 +35,15 @@ def blocks(folder: Path) -> dict[str, str]:
     """
     first = Results(RunFolder.open(folder / "what_buys_robustness"))
     fresh = Results(RunFolder.open(folder / "what_buys_robustness_confirm"))
+    second = Results(RunFolder.open(folder / "what_buys_robustness_second"))
     limit = first.limit()
     return {
         "recipe": f"{recipe_table(fresh).markdown()}\n\n{nominal_sentence(fresh)}",
         "twins": twin_table(fresh).markdown(),
         "fresh": fact_table(fresh).markdown(),
+        "second": f"{recipe_table(second).markdown()}\n\n{nominal_sentence(second)}",
+        "second-twins": twin_table(second).markdown(),
+        "second-facts": fact_table(second).markdown(),
         "first": f"{recipe_table(first).markdown()}\n\n{nominal_sentence(first)}",
         "methods": return_table(first, first.config.methods, COMMON).markdown(),
         "gamma": gamma_table(first).markdown(),

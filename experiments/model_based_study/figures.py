@@ -1,0 +1,96 @@
+"""The figure of the experiment on model-based training."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from experiments.model_based_study.results import Results
+from robustnn.report import appearances
+
+_ATTACKS = {"uniform": ":", "model": "--", "plant": "-"}
+
+
+def draw(results: Results) -> Figure:
+    """Draw returns by what policies were trained on, certified and found sensitivity, and attacks."""
+    fig, axes = plt.subplots(1, 3, figsize=(15.0, 4.8))
+    _returns(results, axes[0])
+    _sensitivity(results, axes[1])
+    _attacks(results, axes[2])
+    return fig
+
+
+def _returns(results: Results, ax: Axes) -> None:
+    config = results.config
+    labels = [source.label for source in config.sources]
+    looks = appearances(labels)
+    for place, source in enumerate(config.sources):
+        color = looks[source.label].color
+        plant = results.returns(source, "plant").mean(1)
+        spread = np.linspace(-0.12, 0.12, len(plant))
+        ax.plot(place + spread, plant, "o", color=color)
+        if source.kind != "plant":
+            own = results.returns(source, "model").mean(1)
+            ax.plot(place + spread, own, "o", color=color, fillstyle="none")
+    ax.set_xticks(
+        range(len(labels)), [label.replace(", ", ",\n").replace(" model", "\nmodel") for label in labels]
+    )
+    ax.set(ylabel="mean return per episode", title="One dot per policy")
+    keys = [
+        Line2D([], [], color="0.35", marker="o", linestyle="", label="on the true plant"),
+        Line2D([], [], color="0.35", marker="o", linestyle="", fillstyle="none", label="on its own model"),
+    ]
+    ax.legend(handles=keys, fontsize="small")
+
+
+def _sensitivity(results: Results, ax: Axes) -> None:
+    config = results.config
+    looks = appearances([source.label for source in config.sources])
+    steps = np.arange(config.sensitivity_steps + 1)
+    for source in config.models:
+        color = looks[source.label].color
+        for name, line in (("tube", "--"), ("found", "-")):
+            values = results.tube(source, name)[:, 1:]
+            ax.plot(steps[1:], values.mean(0), line, color=color)
+            ax.fill_between(steps[1:], values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
+    ax.set(
+        yscale="log",
+        xlabel="steps of 50 ms",
+        ylabel="distance of two trajectories [scaled observations]",
+        title=f"Learned loop under observation errors of {config.sensitivity_eps:g}",
+    )
+    keys = [Line2D([], [], color=looks[s.label].color, label=s.label) for s in config.models]
+    keys += [
+        Line2D([], [], color="0.35", linestyle="--", label="proved"),
+        Line2D([], [], color="0.35", linestyle="-", label="found"),
+    ]
+    ax.legend(handles=keys, fontsize="small", ncols=2)
+
+
+def _attacks(results: Results, ax: Axes) -> None:
+    config = results.config
+    sizes = (0.0, *config.attack_eps)
+    looks = appearances([source.label for source in config.sources])
+    for attack, line in _ATTACKS.items():
+        for source in config.models:
+            curves = np.stack([results.attacked(source, attack, eps) for eps in sizes], axis=1).mean(-1)
+            color = looks[source.label].color
+            ax.plot(sizes, curves.mean(0), line, color=color, marker="o", markersize=3)
+            ax.fill_between(sizes, curves.min(0), curves.max(0), color=color, alpha=0.08, linewidth=0)
+    ax.set(
+        xlabel=r"size of the error $\varepsilon$ [scaled observations]",
+        ylabel="mean return per episode",
+        title="Attacks on the true plant",
+    )
+    words = {
+        "uniform": "noise in the ball",
+        "model": "planned through the model",
+        "plant": "planned through the plant",
+    }
+    keys = [
+        Line2D([], [], color="0.35", linestyle=_ATTACKS[name], label=text) for name, text in words.items()
+    ]
+    ax.legend(handles=keys, fontsize="small")
