@@ -10,6 +10,8 @@ from robustnn import __version__
 from robustnn.cli import certify as certify_command
 from robustnn.cli import evaluate as evaluate_command
 from robustnn.cli import export as export_command
+from robustnn.cli import fit as fit_command
+from robustnn.cli import simulate as simulate_command
 from robustnn.cli import train as train_command
 from robustnn.errors import RobustNNError
 
@@ -20,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     top = argparse.ArgumentParser(
         prog="robustnn",
-        description="Train, attack, evaluate, certify and export Lipschitz-bounded policies.",
+        description="Train, attack, evaluate, certify and export Lipschitz-bounded policies; fit and simulate models.",
         epilog="'robustnn COMMAND --help' explains a command and gives an example.",
     )
     top.add_argument("--version", action="version", version=f"robustnn {__version__}")
@@ -30,6 +32,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate_command.add_attack_to(commands)
     certify_command.add_to(commands)
     export_command.add_to(commands)
+    fit_command.add_to(commands)
+    simulate_command.add_to(commands)
     return top
 
 

@@ -16,7 +16,14 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from robustnn.cli import returns
 from robustnn.cli.models import check_env, load_model, load_statistics, make_env, plant_of, statistics_file
-from robustnn.cli.options import add_command, add_model_options, add_sweep_options, check_device, numbers
+from robustnn.cli.options import (
+    add_command,
+    add_model_options,
+    add_sweep_options,
+    check_device,
+    file_word,
+    numbers,
+)
 from robustnn.cli.perturbations import Condition, attack_conditions, conditions
 from robustnn.closedloop import EvaluationResult, evaluate, evaluate_env
 from robustnn.closedloop.critics import critic_of
@@ -260,7 +267,7 @@ def _sources(arguments: argparse.Namespace) -> list[Source]:
     if len(set(labels)) < len(labels):
         labels = [f"{label}_{k}" for k, label in enumerate(labels)]
     return [
-        Source(_word(label), path, statistics_file(path, arguments.vecnormalize), arguments.algo)
+        Source(file_word(label), path, statistics_file(path, arguments.vecnormalize), arguments.algo)
         for label, path in zip(labels, models, strict=True)
     ]
 
@@ -271,13 +278,7 @@ def _default_folder(config: Sweep) -> Path:
     name = (
         f"{config.command}_{config.models[0]['label']}_{config.env.replace(':', '/').split('/')[-1]}_{digest}"
     )
-    return Path("runs", _word(name))
-
-
-def _word(text: str) -> str:
-    """What of a text can be part of a file name."""
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._=+,-") else "_" for c in text)
-    return kept.lstrip("._=+,-")[:60] or "model"
+    return Path("runs", file_word(name))
 
 
 def _sha256(path: Path) -> str:

@@ -14,7 +14,10 @@ import torch
 from robustnn.errors import RobustNNError, check_positive_int, invalid
 from robustnn.sweep import BACKENDS
 
-__all__ = ["add_command", "add_model_options", "add_sweep_options", "check_device", "numbers", "read_config"]
+__all__ = [
+    "add_command", "add_model_options", "add_record_options", "add_sweep_options", "check_device", "file_word",
+    "numbers", "read_config",
+]  # fmt: skip
 
 
 def add_command(
@@ -57,6 +60,36 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         "--backend", choices=BACKENDS, default="processes",
         help="where workers run: this machine, or a cluster of dask or ray (default: processes)",
     )  # fmt: skip
+
+
+def add_record_options(parser: argparse.ArgumentParser, *, ts: str) -> None:
+    """Add what names the channels of records: --u, --y, --ts, --time, --units-u, --units-y, --n-init, --delimiter.
+
+    Args:
+        parser: Gets the options.
+        ts: What the sampling time is where it is not given.
+    """
+    parser.add_argument("--u", nargs="+", metavar="COL", help="columns of the inputs")
+    parser.add_argument("--y", nargs="+", metavar="COL", help="columns of the outputs")
+    parser.add_argument("--ts", metavar="SECONDS", help=f"sampling time{ts}")
+    parser.add_argument(
+        "--time", metavar="COL", help="column of times in s, sampled uniformly, instead of --ts"
+    )
+    parser.add_argument("--units-u", nargs="+", metavar="UNIT", help="units of the inputs")
+    parser.add_argument("--units-y", nargs="+", metavar="UNIT", help="units of the outputs")
+    parser.add_argument(
+        "--n-init", type=int, default=50, metavar="N",
+        help="first samples, from whose outputs the initial state comes; errors count after them (default: 50)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--delimiter", default=",", metavar="C", help="character between two cells, or tab (default: ,)"
+    )
+
+
+def file_word(text: str) -> str:
+    """Return what of a text can be part of a file name."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._=+,-") else "_" for c in text)
+    return kept.lstrip("._=+,-")[:60] or "model"
 
 
 def check_device(name: str) -> str:
