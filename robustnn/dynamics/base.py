@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +21,10 @@ from robustnn.errors import (
     CheckpointError,
     InvalidArgumentError,
     ShapeError,
+    check_finite,
     check_positive,
     check_positive_int,
+    invalid,
 )
 from robustnn.nn.lbdn import LBDN, check_widths
 from robustnn.nn.module import ExplicitModule
@@ -32,6 +34,7 @@ from robustnn.params.explicit import ExplicitMLP
 __all__ = ["StateSpaceModel", "stored_bound"]
 
 Array = NDArray[np.float64]
+Self = TypeVar("Self", bound="StateSpaceModel")
 _LINEAR_SAMPLES = 20_000
 
 
@@ -193,7 +196,7 @@ class StateSpaceModel(nn.Module):
 
         Raises:
             ShapeError: If a shape is another one.
-            NonFiniteError: If an input is not finite.
+            NonFiniteError: If an input or x0 is not finite.
         """
         return self._simulate(self._inputs(u), self._state(x0))
 
@@ -260,6 +263,19 @@ class StateSpaceModel(nn.Module):
             scaled = simulate(self.explicit(), torch.from_numpy(states), torch.from_numpy(inputs)).y.numpy()
         return self.channels.physical_y(scaled)
 
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Refuse other dtypes than float64: the constants would hold up to the rounding of those only."""
+        dtype = fn(torch.zeros(1, dtype=torch.float64)).dtype
+        if dtype != torch.float64:
+            raise invalid(
+                "model",
+                "dtype float64",
+                dtype,
+                "Convert it by value instead: model.explicit().to(dtype=...).",
+            )
+        super()._apply(fn, recurse)
+        return self
+
     def _simulate(self, inputs: Tensor, state: Tensor) -> Array:
         with torch.no_grad():
             scaled = simulate(self.explicit(), state[None], inputs[None]).y[0].numpy()
@@ -279,6 +295,7 @@ class StateSpaceModel(nn.Module):
             raise ShapeError(
                 f"x0: expected shape ({self.n_x},), got {state.shape}. Give the state at the first sample."
             )
+        check_finite("x0", state)
         return torch.from_numpy(state)
 
 

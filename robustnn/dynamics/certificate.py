@@ -154,10 +154,11 @@ class ModelCertificate:
             model: The certified model.
 
         Raises:
-            CertificateError: If it is another model, or a constant is not proved.
+            CertificateError: If it is another model, a scale or a label is wrong, or a constant is not proved.
         """
         self.check_model(model)
         explicit, channels = by_value(model)
+        self._check_units(channels)
         forms = certified_maps(explicit, channels, self.input_scale, self.output_scale)
         del forms["output"]
         missing = set(forms) - {"l2_gain", "reach"} - set(self.proofs)
@@ -174,6 +175,22 @@ class ModelCertificate:
                     f"certificate: expected a proof of {name} <= {proof.bound:.9g} in the metric of the certificate, "
                     "got none. The certificate is wrong; make a new one: certify_model(model)."
                 )
+
+    def _check_units(self, channels: Channels) -> None:
+        """Raise `CertificateError` unless the units in which the constants are stated are those of a model."""
+        for name, scale, n in (
+            ("input_scale", self.input_scale, channels.n_u), ("output_scale", self.output_scale, channels.n_y)
+        ):  # fmt: skip
+            if np.shape(scale) != (n,) or not (np.isfinite(scale) & (scale > 0.0)).all():
+                raise CertificateError(
+                    f"certificate.{name}: expected {n} positive numbers, got {scale}. The certificate is wrong; make a "
+                    "new one: certify_model(model)."
+                )
+        if self.channels.to_dict() != channels.to_dict():
+            raise CertificateError(
+                "certificate.channels: expected the names, units, scaling and sampling time of the model, got others. "
+                "The certificate is wrong; make a new one: certify_model(model)."
+            )
 
     def text(self) -> str:
         """Return the constants as readable lines with units."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from robustnn.dynamics.data import Dataset, Scaling
-from robustnn.errors import ShapeError, check_finite, check_positive
+from robustnn.errors import ShapeError, check_finite, check_positive, invalid
 
 __all__ = ["Channels"]
 
@@ -39,9 +39,18 @@ class Channels:
 
     @classmethod
     def of(cls, data: Dataset | Channels) -> Channels:
-        """Return the channels of a data set, scaled by their mean and standard deviation in it."""
+        """Return the channels of a data set, scaled by their mean and standard deviation in it.
+
+        Raises:
+            InvalidArgumentError: If it is no data set, or a channel is constant in it.
+        """
         if isinstance(data, Channels):
             return data
+        if not isinstance(data, Dataset):
+            raise invalid(
+                "data", "a Dataset or Channels", type(data).__name__, "Make one with Dataset.from_arrays."
+            )
+        data.check_channels()
         labels = (data.u_names, data.y_names, data.u_units, data.y_units)
         return cls(data.scaling(), data.dt, *labels)
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +46,7 @@ class Checkpoint:
         self, path: Path, identity: Mapping[str, Any], model: StateSpaceModel, data: Sequence[Dataset]
     ) -> None:
         self._path = path
+        self._shapes = {name: tuple(one.shape) for name, one in model.named_parameters()}
         digest = hashlib.sha256(json.dumps([type(model).__name__, model.settings(), dict(identity)]).encode())
         for parameter in model.parameters():
             digest.update(parameter.detach().numpy().tobytes())
@@ -69,8 +70,11 @@ class Checkpoint:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_bytes(self._path, data)
 
-    def load(self) -> Saved | None:
+    def load(self, fields: Collection[str]) -> Saved | None:
         """Return what the file holds, None if there is none.
+
+        Args:
+            fields: Names of the plain values.
 
         Raises:
             CheckpointError: If it is damaged or belongs to another fit.
@@ -95,5 +99,17 @@ class Checkpoint:
         groups: dict[str, dict[str, Array]] = {"best": {}, "engine": {}}
         for name, array in members.items():
             group, _, key = name.partition(":")
-            groups[group][key] = array
+            groups.setdefault(group, {})[key] = array
+        best = groups["best"]
+        fits = {name: array.shape for name, array in best.items()} == self._shapes
+        if len(groups) > 2 or set(header) != set(fields) or not fits:
+            raise CheckpointError(
+                f"{self._path}: expected the fields {sorted(fields)} and the parameters {self._shapes}, got "
+                f"{sorted(header)} and {sorted(members)}. It was changed; delete it to start anew."
+            )
+        if not all(np.isfinite(array).all() for array in best.values()):
+            raise CheckpointError(
+                f"{self._path}: expected finite parameters, got NaN or infinity. It was changed; delete it to start "
+                "anew."
+            )
         return Saved(header, groups["best"], groups["engine"])

@@ -167,7 +167,7 @@ class Dataset:
             _labels("y_units", y_units, None, len(y_labels)),
             n_init,
         )
-        result._check_channels()
+        result.check_channels()
         return result
 
     def __len__(self) -> int:
@@ -256,7 +256,21 @@ class Dataset:
         y = np.concatenate([one.y for one in self.experiments])
         return Scaling(u.mean(0), u.std(0), y.mean(0), y.std(0))
 
-    def _check_channels(self) -> None:
+    def check_channels(self) -> None:
+        """Raise an error unless every channel varies, as what is scaled by its standard deviation must.
+
+        Data sets are made of channels that do; a part of one may have others.
+
+        Raises:
+            InvalidArgumentError: If a channel is constant over all experiments.
+            ShapeError: If there are more channels than samples.
+        """
+        for kind, count in (("u", self.n_u), ("y", self.n_y)):
+            if count > self.n_samples:
+                raise ShapeError(
+                    f"{kind}: expected fewer channels than samples, got {count} channels of {self.n_samples} samples "
+                    "in all. Time is the first axis: transpose the arrays."
+                )
         scaling = self.scaling()
         for kind, names, offsets, scales in (
             ("u", self.u_names, scaling.u_offset, scaling.u_scale),
@@ -266,7 +280,7 @@ class Dataset:
                 if scale <= 1e-12 * abs(offset):
                     raise invalid(
                         f"{kind}, channel {name!r}", "a signal that varies", f"the constant {offset:.6g}",
-                        "Leave the channel out, or record data in which it moves.",
+                        "Leave the channel out, or use data in which it moves.",
                     )  # fmt: skip
 
 
@@ -278,8 +292,10 @@ def _records(name: str, values: Any) -> list[Array]:
     for k, one in enumerate(arrays):
         label = f"{name}[{k}]" if several else name
         try:
+            if np.iscomplexobj(one):
+                raise TypeError("complex numbers")
             array = np.array(one, dtype=np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise invalid(
                 label, "an array of numbers", type(one).__name__, "Convert it with numpy."
             ) from error

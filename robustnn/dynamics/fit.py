@@ -17,7 +17,7 @@ from robustnn.dynamics.data import Dataset
 from robustnn.dynamics.full_record import FullRecord
 from robustnn.dynamics.linear import LinearStateSpace
 from robustnn.dynamics.models import StateSpaceModel
-from robustnn.dynamics.validate import simulate_data
+from robustnn.dynamics.validate import check_dt, simulate_data
 from robustnn.dynamics.windows import Windows
 from robustnn.errors import RobustNNError, check_nonnegative, check_positive, check_positive_int, invalid
 from robustnn.workers import Call, run_calls
@@ -32,6 +32,10 @@ _LONG = 300_000
 _WINDOWS_SHARE = 0.7
 # Initialisation window where the data leave none to a validation set cut from the middle of a record.
 _N_INIT = 50
+# The share of the time or of the iterations that is used up, with the time that the rest takes at most.
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+# Least standard deviation of a validation output, relative to the training data: below, it is rounding.
+_LEAST_DEVIATION = 1e-9
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,8 @@ def fit(
         The model and a record of the starts.
 
     Raises:
-        InvalidArgumentError: If an argument is out of its range, or the data do not fit the model.
+        InvalidArgumentError: If an argument is out of its range, the data do not fit the model, or a channel of the
+            training data or an output of the validation data is constant.
         CheckpointError: If the checkpoint belongs to another fit or is damaged.
         RobustNNError: If no start gave a model with finite errors.
 
@@ -160,10 +165,11 @@ def fit(
     first_seed = check_positive_int("seed", seed, minimum=0)
     workers = check_positive_int("workers", workers)
     budget = check_positive("time_budget", time_budget)
-    _check_channels("train", model, train)
+    _check_data("train", model, train)
     if val is None:
         train, val = _cut(train)
-    _check_channels("val", model, val)
+    _check_data("val", model, val)
+    _check_varies(model, val)
     if method == "auto":
         method = "full" if train.n_samples <= _LONG else "windows"
     linear = None if warm else model.linear_start(train)
@@ -243,15 +249,14 @@ def _run_start(
         identity = {"seed": seed, **{k: v for k, v in vars(settings).items() if k not in ("seconds",)}}
         checkpoint = Checkpoint(folder / f"start_{seed:04d}.npz", identity, model, (train, val))
     track = _Track(model, val, settings)
-    saved = None if checkpoint is None else checkpoint.load()
+    saved = None if checkpoint is None else checkpoint.load(track.header())
     stages = ("windows", "full") if settings.method == "windows" else ("full",)
     if saved is not None:
         track.load(saved.header, saved.arrays)
         _load(model, track.best)
         began -= track.seconds
-    bar = tqdm(
-        total=settings.max_iterations, desc=f"start {seed}", unit="it", disable=not progress, leave=True
-    )
+    # Without a bar no lock is made either, which a worker process would leave behind.
+    bar = tqdm(total=100.0, desc=f"start {seed}", bar_format=_BAR) if progress else None
     for number, stage in enumerate(stages):
         if number < track.stage or track.done:
             continue
@@ -270,8 +275,9 @@ def _run_start(
             moved = engine.advance(count)
             track.check(engine, count, time.perf_counter() - began)
             if bar is not None:
+                done = max(track.seconds / max(settings.seconds, 1e-9), track.in_stage / settings.max_iterations)
                 bar.set_postfix(train=f"{track.history[-1][2]:.4g}", val=f"{track.error:.4g}", refresh=False)
-                bar.update(count)
+                bar.update(max(0.0, 100.0 * min(1.0, done) - bar.n))
             ended = track.verdict(moved, share)
             if ended:
                 track.end(ended, last=number == len(stages) - 1)
@@ -371,9 +377,22 @@ def _cut(train: Dataset) -> tuple[Dataset, Dataset]:
     return first, second.window(n_init=max(second.n_init, min(_N_INIT, shortest // 4)))
 
 
-def _check_channels(name: str, model: StateSpaceModel, data: Dataset) -> None:
+def _check_data(name: str, model: StateSpaceModel, data: Dataset) -> None:
+    if not isinstance(data, Dataset):
+        raise invalid(name, "a Dataset", type(data).__name__, "Make one with Dataset.from_arrays.")
     if (data.n_u, data.n_y) != (model.n_u, model.n_y):
         raise invalid(
             name, f"{model.n_u} inputs and {model.n_y} outputs as in the model", f"{data.n_u} and {data.n_y}",
             "Make the model for data of the same channels.",
+        )  # fmt: skip
+    check_dt(model, data)
+
+
+def _check_varies(model: StateSpaceModel, val: Dataset) -> None:
+    """Refuse validation outputs that are constant: the validation error is relative to their deviation."""
+    std = np.concatenate([one.y[val.n_init :] for one in val]).std(axis=0)
+    if not (std > _LEAST_DEVIATION * model.channels.scaling.y_scale).all():
+        raise invalid(
+            "val", f"outputs that vary after sample n_init = {val.n_init}", f"standard deviations {std.tolist()}",
+            "Pass data in which they move; None takes the last quarter of every training record.",
         )  # fmt: skip

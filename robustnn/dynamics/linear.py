@@ -118,7 +118,7 @@ def subspace(
 
     Raises:
         ShapeError: If the data are too short for the horizon.
-        InvalidArgumentError: If an argument is out of its range.
+        InvalidArgumentError: If an argument is out of its range, or a channel is constant.
 
     Example:
         >>> u = np.random.default_rng(0).normal(size=(500, 1))
@@ -127,6 +127,8 @@ def subspace(
         >>> bool(abs(model.a[0, 0] - 0.9) < 1e-9)
         True
     """
+    if not isinstance(data, Dataset):
+        raise invalid("data", "a Dataset", type(data).__name__, "Make one with Dataset.from_arrays.")
     n_x = check_positive_int("n_x", n_x)
     radius = check_positive("radius", radius)
     if horizon is None:
@@ -135,6 +137,7 @@ def subspace(
     horizon = check_positive_int("horizon", horizon)
     if horizon * data.n_y <= n_x:
         raise invalid("horizon", f"more than n_x / n_y = {n_x / data.n_y:g}", horizon, "Raise it.")
+    data.check_channels()
     scaling = data.scaling()
     records = [
         ((one.u - scaling.u_offset) / scaling.u_scale, (one.y - scaling.y_offset) / scaling.y_scale)

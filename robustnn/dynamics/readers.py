@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium import Env, spaces
 from numpy.typing import NDArray
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from robustnn.dynamics.data import Dataset
 from robustnn.errors import CheckpointError, UnsupportedSpaceError, check_positive_int, invalid
@@ -128,7 +129,7 @@ def from_mat(
     """
     try:
         content = loadmat(path)
-    except (OSError, ValueError, NotImplementedError, TypeError) as error:
+    except (OSError, ValueError, NotImplementedError, TypeError, MatReadError) as error:
         raise CheckpointError(
             f"path: expected a MATLAB file up to version 7, got {os.fspath(path)} ({error}). "
             "Save it again with save(..., '-v7')."

@@ -273,7 +273,7 @@ def _matrix(name: str, values: ArrayLike) -> Array:
         if given.dtype.kind not in "biufO":
             raise TypeError(f"dtype {given.dtype}")
         array = np.array(given, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise invalid(
             name, "real numbers", f"{type(values).__name__} ({error})", "Convert them with numpy."
         ) from error
@@ -309,7 +309,13 @@ def _scale(name: str, given: Scales, samples: Array) -> Array:
 
 def _power_of_two(samples: Array) -> float:
     """The power of two next to the root of the mean variance of the channels; one if nothing varies."""
-    size = math.sqrt(float(samples.var(axis=0).mean()))
+    with np.errstate(over="ignore"):
+        size = math.sqrt(float(samples.var(axis=0).mean()))
+    if not math.isfinite(size):
+        raise invalid(
+            "X, y", "samples of finite variance", f"magnitudes up to {np.abs(samples).max():.3g}",
+            "Give them in larger units.",
+        )  # fmt: skip
     return 2.0 ** round(math.log2(size)) if size > 0.0 else 1.0
 
 

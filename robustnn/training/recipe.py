@@ -86,6 +86,10 @@ def robustify(
         >>> type(robust.model.policy).__name__  # doctest: +SKIP
         'LBDNActorCriticPolicy'
     """
+    if not isinstance(model, BaseAlgorithm):
+        raise invalid(
+            "model", "an agent of Stable-Baselines3", type(model).__name__, "Pass what learn() was called on."
+        )
     policy: Any = model.policy
     if not isinstance(policy, LipschitzPolicy):
         model = convert_policy(model, lipschitz=lipschitz)

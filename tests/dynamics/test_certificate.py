@@ -229,6 +229,24 @@ def test_verify_finds_another_model_and_wrong_proofs() -> None:
         replace(found, input_scale=2.0 * found.input_scale).verify(model)
 
 
+def test_verify_finds_wrong_units() -> None:
+    model, found = certified("deep")
+    channels = found.channels
+    cases = (
+        replace(found, channels=replace(channels, u_units=("kV", "mm"))),
+        replace(found, channels=replace(channels, y_names=("a", "b"))),
+        replace(found, channels=replace(channels, dt=10.0 * channels.dt)),
+        replace(found, input_scale=np.zeros(2)),
+        replace(found, input_scale=-found.input_scale),
+        replace(found, input_scale=np.ones(3)),
+        replace(found, output_scale=np.full(2, np.inf)),
+        replace(found, output_scale=np.array([1.0, np.nan])),
+    )
+    for wrong in cases:
+        with pytest.raises(CertificateError, match="certificate"):
+            wrong.verify(model)
+
+
 def test_bad_arguments() -> None:
     model = linear(0.8, (0.5, -0.3), (3.0, 0.2))
     with pytest.raises(InvalidArgumentError, match="StateSpaceModel"):

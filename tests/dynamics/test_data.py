@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from robustnn import InvalidArgumentError, NonFiniteError, ShapeError
 from robustnn.dynamics import Dataset, Scaling
@@ -49,6 +50,9 @@ BAD: dict[str, tuple[Any, Any, dict[str, Any], type[Exception], str]] = {
     "too short": (U[:3], Y[:3], {"n_init": 2}, ShapeError, "at least n_init"),
     "three axes": (U[None, :, :, None], Y, {}, ShapeError, "Time is the first axis"),
     "text": (["a", "b"], Y, {}, InvalidArgumentError, "array of numbers"),
+    "complex": (U + 0j, Y, {}, InvalidArgumentError, "array of numbers"),
+    "gradients": (torch.ones(100, requires_grad=True), Y, {}, InvalidArgumentError, "array of numbers"),
+    "time last": (U.T, U.T, {}, ShapeError, "transpose"),
     "numbers of experiments": ([U, U], [Y], {}, ShapeError, "as many"),
     "channels differ": ([U, U[:, :1]], [Y, Y], {}, ShapeError, "same channels"),
     "dt zero": (U, Y, {"dt": 0.0}, InvalidArgumentError, "dt"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -286,3 +288,53 @@ def test_the_bound_holds_after_the_fit() -> None:
     jacobian = torch.func.vmap(torch.func.jacrev(explicit.step))(x, u)
     gains = torch.linalg.matrix_norm(jacobian, ord=2)
     assert 0.5 < float(gains.max()) <= 0.8 * (1 + 1e-12)
+
+
+def _without_history(content: dict[str, np.ndarray]) -> None:
+    header = json.loads(str(content["header"]))
+    del header["history"]
+    content["header"] = np.array(json.dumps(header))
+
+
+def _with_method(content: dict[str, np.ndarray]) -> None:
+    header = {**json.loads(str(content["header"])), "arrays": 1}
+    content["header"] = np.array(json.dumps(header))
+
+
+CHANGES: dict[str, Callable[[dict[str, np.ndarray]], object]] = {
+    "no history": _without_history,
+    "a name that is no field": _with_method,
+    "a parameter less": lambda content: content.pop("best:c"),
+    "another shape": lambda content: content.update({"best:c": np.zeros(3)}),
+    "nan": lambda content: content.update({"best:c": np.full((1, 2), np.nan)}),
+    "a foreign array": lambda content: content.update({"other:c": np.zeros(1)}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_checkpoint_is_refused(tmp_path: Path, change: str) -> None:
+    checkpointed(tmp_path)
+    path = tmp_path / "start_0000.npz"
+    with np.load(path) as loaded:
+        content = dict(loaded)
+    CHANGES[change](content)
+    np.savez(path, allow_pickle=False, **content)
+    with pytest.raises(CheckpointError, match="It was changed"):
+        checkpointed(tmp_path)
+
+
+def test_data_that_cannot_judge_a_model_are_refused() -> None:
+    data = record()
+    model = model_of(data)
+    one = data.experiments[0]
+    settled = replace(one, y=np.where(np.arange(400)[:, None] < 300, one.y, 1.0 / 3.0))
+    held = replace(one, u=np.where(np.arange(400)[:, None] < 300, 1.0, one.u))
+    cases = (
+        ((one.u, one.y), None, "train: expected a Dataset"),
+        (replace(data, dt=0.2), data, "sampling time"),
+        (replace(data, experiments=(settled,)), None, "val: expected outputs that vary"),
+        (replace(data, experiments=(held,)), None, "a signal that varies"),
+    )
+    for train, val, message in cases:
+        with pytest.raises(InvalidArgumentError, match=message):
+            fit(model, train, val, max_iterations=1)  # type: ignore[arg-type]

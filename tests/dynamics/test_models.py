@@ -14,6 +14,7 @@ import torch
 
 from robustnn.dynamics import (
     MODELS,
+    LipschitzStateSpace,
     StateSpaceModel,
     load_model,
     save_model,
@@ -200,3 +201,33 @@ def test_bad_calls(name: str) -> None:
         if key in settings:
             with pytest.raises(InvalidArgumentError, match=key):
                 type(model)(DATA, **{**settings, key: -1.0})
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@pytest.mark.parametrize("convert", ["float", "half", "bfloat16"])
+def test_another_dtype_is_refused_and_changes_nothing(name: str, convert: str) -> None:
+    model = started(name)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    with pytest.raises(InvalidArgumentError, match="float64"):
+        getattr(model, convert)()
+    with pytest.raises(InvalidArgumentError, match="float64"):
+        model.to(torch.float32)
+    assert model.double().to("cpu") is model
+    assert all(
+        torch.equal(before[key], value) and value.dtype == torch.float64
+        for key, value in model.named_parameters()
+    )
+
+
+HELD = replace(DATA, experiments=(replace(DATA.experiments[0], u=np.ones_like(U)),))
+
+
+@pytest.mark.parametrize("data", [(U, Y), HELD], ids=["arrays", "constant"])
+def test_a_model_needs_a_data_set_that_varies(data: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="a Dataset or Channels|a signal that varies"):
+        LipschitzStateSpace(data, 2, (4,), lipschitz_x=0.9)
+
+
+def test_a_state_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(NonFiniteError, match="x0"):
+        started("lipschitz").simulate(U[:5], np.array([0.0, np.nan, 0.0]))

@@ -60,7 +60,10 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
         from_csv(tmp_path / "none.csv", ["a"], ["b"], dt=1.0)
     path = tmp_path / "foreign.mat"
     path.write_bytes(b"no such format" * 20)
-    for file in (path, tmp_path / "none.mat"):
+    savemat(tmp_path / "cut.mat", {"u": np.ones(100), "y": np.ones(100)})
+    (tmp_path / "cut.mat").write_bytes((tmp_path / "cut.mat").read_bytes()[:150])
+    (tmp_path / "empty.mat").write_bytes(b"")
+    for file in (path, tmp_path / "none.mat", tmp_path / "cut.mat", tmp_path / "empty.mat"):
         with pytest.raises(CheckpointError, match="MATLAB"):
             from_mat(file, ["u"], ["y"], 1.0)
 

@@ -252,3 +252,11 @@ def test_bad_calls_of_predict() -> None:
         model.score(X, Y[:, 0])
     with pytest.raises(InvalidArgumentError, match="channels that vary"):
         LipschitzRegressor(**FAST, input_scale="std").fit(X * [0.0, 1.0], Y)
+
+
+@pytest.mark.parametrize(
+    "x", [1e200 * np.arange(5.0)[:, None], torch.ones(5, 1, requires_grad=True)], ids=["huge", "gradients"]
+)
+def test_samples_without_a_finite_variance_or_with_a_graph(x: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="finite variance|real numbers"):
+        LipschitzRegressor((4,), lipschitz=1.0, steps=1).fit(x, np.arange(5.0))

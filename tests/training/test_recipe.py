@@ -67,3 +67,8 @@ def test_a_bounded_policy_is_trained_in_place() -> None:
 def test_a_bound_below_what_is_proved_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="lipschitz"):
         robustify(agent(), PLANT, lipschitz=1e-6, **FEW)
+
+
+def test_what_is_no_agent_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="model: expected an agent of Stable-Baselines3, got str"):
+        robustify("agent.zip", PLANT, **FEW)
