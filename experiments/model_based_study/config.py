@@ -30,8 +30,9 @@ class Source(NamedTuple):
     @property
     def label(self) -> str:
         """Name in tables and figures."""
-        names = {"plant": "true plant", "twin": "unconstrained model"}
-        return names.get(self.kind, f"model, bound {self.bound:g}")
+        if self.bound is not None:
+            return f"model, bound {self.bound:g}"
+        return {"plant": "true plant", "twin": "unconstrained model"}[self.kind]
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Config:
         attack: Further arguments of the trajectory attacks.
     """
 
-    bounds: tuple[float, ...] = (1.15, 1.4, 1.8)
-    training_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    bounds: tuple[float, ...] = (1.15, 1.5, 2.0)
+    training_seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     observation_scale: tuple[float, ...] = (1.0, 1.0, 4.0)
     input_scale: float = 2.0
     hidden: tuple[int, ...] = (32,)
@@ -77,7 +78,7 @@ class Config:
     record_steps: int = 40
     hold: int = 15
     validation_records: int = 20
-    stages: tuple[tuple[int, int], ...] = ((5, 300), (20, 100))
+    stages: tuple[tuple[int, int], ...] = ((5, 600), (20, 300))
     horizons: tuple[int, ...] = (1, 5, 20)
     policy_lipschitz: float = 10.0
     policy_hidden: tuple[int, ...] = (32, 32, 32)

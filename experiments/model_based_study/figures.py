@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
+from experiments.model_based_study.config import Config, Source
 from experiments.model_based_study.results import Results
-from robustnn.report import appearances
 
-_ATTACKS = {"uniform": ":", "model": "--", "plant": "-"}
+_ATTACKS: dict[str, Any] = {"uniform": ":", "model": "--", "plant": "-"}
 
 
 def draw(results: Results) -> Figure:
@@ -23,12 +27,19 @@ def draw(results: Results) -> Figure:
     return fig
 
 
+def _colors(config: Config) -> dict[Source, Any]:
+    """Grey for the plant, one colour map for the bounds, another colour for the model without one."""
+    shades = colormaps["viridis"](np.linspace(0.1, 0.75, len(config.bounds)))
+    bounded = [source for source in config.models if source.bound is not None]
+    return {Source("plant"): "0.4", Source("twin"): "#d55e00", **dict(zip(bounded, shades, strict=True))}
+
+
 def _returns(results: Results, ax: Axes) -> None:
     config = results.config
     labels = [source.label for source in config.sources]
-    looks = appearances(labels)
+    colors = _colors(config)
     for place, source in enumerate(config.sources):
-        color = looks[source.label].color
+        color = colors[source]
         plant = results.returns(source, "plant").mean(1)
         spread = np.linspace(-0.12, 0.12, len(plant))
         ax.plot(place + spread, plant, "o", color=color)
@@ -48,10 +59,10 @@ def _returns(results: Results, ax: Axes) -> None:
 
 def _sensitivity(results: Results, ax: Axes) -> None:
     config = results.config
-    looks = appearances([source.label for source in config.sources])
+    colors = _colors(config)
     steps = np.arange(config.sensitivity_steps + 1)
     for source in config.models:
-        color = looks[source.label].color
+        color = colors[source]
         for name, line in (("tube", "--"), ("found", "-")):
             values = results.tube(source, name)[:, 1:]
             ax.plot(steps[1:], values.mean(0), line, color=color)
@@ -62,7 +73,8 @@ def _sensitivity(results: Results, ax: Axes) -> None:
         ylabel="distance of two trajectories [scaled observations]",
         title=f"Learned loop under observation errors of {config.sensitivity_eps:g}",
     )
-    keys = [Line2D([], [], color=looks[s.label].color, label=s.label) for s in config.models]
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    keys = [Line2D([], [], color=colors[s], label=s.label) for s in config.models]
     keys += [
         Line2D([], [], color="0.35", linestyle="--", label="proved"),
         Line2D([], [], color="0.35", linestyle="-", label="found"),
@@ -73,18 +85,19 @@ def _sensitivity(results: Results, ax: Axes) -> None:
 def _attacks(results: Results, ax: Axes) -> None:
     config = results.config
     sizes = (0.0, *config.attack_eps)
-    looks = appearances([source.label for source in config.sources])
+    colors = _colors(config)
     for attack, line in _ATTACKS.items():
         for source in config.models:
             curves = np.stack([results.attacked(source, attack, eps) for eps in sizes], axis=1).mean(-1)
-            color = looks[source.label].color
+            color = colors[source]
             ax.plot(sizes, curves.mean(0), line, color=color, marker="o", markersize=3)
-            ax.fill_between(sizes, curves.min(0), curves.max(0), color=color, alpha=0.08, linewidth=0)
+            ax.fill_between(sizes, curves.min(0), curves.max(0), color=color, alpha=0.06, linewidth=0)
     ax.set(
         xlabel=r"size of the error $\varepsilon$ [scaled observations]",
         ylabel="mean return per episode",
         title="Attacks on the true plant",
     )
+    ax.set_xticks(sizes)
     words = {
         "uniform": "noise in the ball",
         "model": "planned through the model",

@@ -21,6 +21,8 @@ from robustnn.closedloop.evaluate import start_states as start_states
 from robustnn.closedloop.gym_loop import evaluate_env as evaluate_env
 from robustnn.closedloop.hinf import HinfDesign as HinfDesign
 from robustnn.closedloop.hinf import hinf_controller as hinf_controller
+from robustnn.closedloop.learned_plant import LearnedPlant as LearnedPlant
+from robustnn.closedloop.learned_plant import ObservedTask as ObservedTask
 from robustnn.closedloop.mad import MaximalActionDifference as MaximalActionDifference
 from robustnn.closedloop.margin import MarginAttack as MarginAttack
 from robustnn.closedloop.perturb import Convergence as Convergence
