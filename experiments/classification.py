@@ -13,15 +13,19 @@ same images are attacked by projected gradients. The share that survives can onl
 
 Data sets other than digits are read from the folder that ROBUSTNN_DATA names: CIFAR in its binary version,
 Tiny-ImageNet as it is distributed. An interrupted training goes on from its last epoch with the same command.
+Several GPUs share every training under torch's launcher:
+
+    python -m torch.distributed.run --standalone --nproc-per-node 4 -m experiments.classification --cifar
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 
-from experiments.classification_study import report
+from experiments.classification_study import distributed, report
 from experiments.classification_study.config import CERTIFIED, CIFAR, CIFAR100, DIGITS, MNIST, SMOKE, Config
-from experiments.classification_study.train import train_and_measure
+from experiments.classification_study.train import train_along, train_and_measure
 from experiments.command import Size, run_experiment
 from robustnn.runs import RunFolder
 from robustnn.sweep import Task
@@ -53,8 +57,16 @@ def stages(run: RunFolder, config: Config) -> Iterable[tuple[str, list[Task]]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the experiment from the command line."""
-    run_experiment(__doc__, SIZES, stages, report.write, argv)
+    """Run the experiment from the command line; several processes of torch's launcher share every training."""
+    with distributed.process_group():
+        if not distributed.together():
+            run_experiment(__doc__, SIZES, stages, report.write, argv)
+        elif distributed.is_first():
+            given = sys.argv[1:] if argv is None else argv
+            run_experiment(__doc__, SIZES, stages, report.write, [*given, "--workers", "0"])
+            distributed.announce(None)
+        else:
+            distributed.follow(train_along)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from experiments.classification_study.config import LAYERS, Config, Model
 from experiments.classification_study.published import BESIDE
 from robustnn.report import (
-    Appearance,
     Interval,
     Table,
-    appearances,
     atomic_write_text,
     bootstrap_interval,
     format_interval,
@@ -152,21 +150,19 @@ def write(run: RunFolder) -> tuple[str, Path]:
 def _figure(results: Results) -> Path:
     config = results.config
     gammas = config.gammas or (None,)
-    looks = appearances([LAYERS[layer] for layer in config.layers])
+    colors = {layer: f"C{k}" for k, layer in enumerate(LAYERS)}
     fig, axes = plt.subplots(1, len(gammas), figsize=(6.0 * len(gammas), 4.8), squeeze=False, sharey=True)
     for gamma, ax in zip(gammas, axes[0], strict=True):
         for model in config.models:
             if model.gamma in (None, gamma):
-                _draw(results, model, looks[LAYERS[model.layer]], ax)
+                _draw(results, model, colors[model.layer], ax)
         ax.set(
             xlabel=r"size of the perturbation $\varepsilon$, l2 [1/255]", ylabel="share of the test images [%]",
             ylim=(-3.0, 103.0), title=f"bound γ = {gamma:g}" if gamma is not None else "no bound",
         )  # fmt: skip
     keys = [Line2D([], [], color="0.35", linestyle=_LINES[which], label=_WORDS[which]) for which in _LINES]
     axes[0, 0].legend(handles=keys, loc="lower left", fontsize="small")
-    colours = [
-        Line2D([], [], color=looks[LAYERS[layer]].color, label=LAYERS[layer]) for layer in config.layers
-    ]
+    colours = [Line2D([], [], color=colors[layer], label=LAYERS[layer]) for layer in config.layers]
     fig.legend(handles=colours, loc="outside lower center", ncols=min(4, len(colours)))
     path = results.run.figure("classification.png")
     save_figure(fig, path)
@@ -174,14 +170,14 @@ def _figure(results: Results) -> Path:
     return path
 
 
-def _draw(results: Results, model: Model, look: Appearance, ax: Axes) -> None:
+def _draw(results: Results, model: Model, color: str, ax: Axes) -> None:
     sizes = [0.0, *(255 * eps for eps in results.config.eps)]
     for which, line in _LINES.items():
         columns = [results.values(model, "accuracy"), *results.values(model, which).T]
         intervals = [_interval(100.0 * column) for column in columns]
-        ax.plot(sizes, [one.estimate for one in intervals], line, color=look.color)
+        ax.plot(sizes, [one.estimate for one in intervals], line, color=color)
         low, high = ([getattr(one, name) for one in intervals] for name in ("low", "high"))
-        ax.fill_between(sizes, low, high, color=look.color, alpha=0.12, linewidth=0)
+        ax.fill_between(sizes, low, high, color=color, alpha=0.12, linewidth=0)
 
 
 def _interval(values: NDArray[np.float64]) -> Interval:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from experiments.classification_study import distributed
 from experiments.classification_study.attack import attacked_correct, autoattack_correct
 from experiments.classification_study.certificate import certified_radii, exact
 from experiments.classification_study.config import Config, Model
@@ -41,6 +42,7 @@ def train_and_measure(config: Config, model: Model, seed: int, checkpoints: str)
     data = load_images(config.dataset, config.image_size, config.train_images, config.test_images)
     file = Path(checkpoints) / f"{model.key}_seed={seed}.pt"
     start = time.perf_counter()
+    distributed.announce((config, model, seed, file))
     classifier, losses = train(config, model, seed, data, file)
     seconds = time.perf_counter() - start
     result = measure(config, classifier, data, seed)
@@ -51,6 +53,12 @@ def train_and_measure(config: Config, model: Model, seed: int, checkpoints: str)
         "parameters": n_parameters(classifier),
         "seconds": round(seconds, 2),
     }
+
+
+def train_along(config: Config, model: Model, seed: int, file: Path) -> None:
+    """Take part in a training that another process announced."""
+    data = load_images(config.dataset, config.image_size, config.train_images, config.test_images)
+    train(config, model, seed, data, file)
 
 
 def train(
@@ -93,13 +101,14 @@ def train(
     for epoch in range(state.epoch, config.epochs if epochs is None else min(epochs, config.epochs)):
         state.losses.append(_one_epoch(config, state, data, epoch))
         state.epoch = epoch + 1
-        if file is not None:
+        if file is not None and distributed.is_first():
             state.save(file)
-        if device.type != "cpu":
+        if device.type != "cpu" and distributed.is_first():
             print(
                 f"{model.key} seed {seed} epoch {epoch + 1}/{config.epochs} loss {state.losses[-1]:.4f}",
                 file=sys.stderr,
             )
+    distributed.check_equal(classifier)
     return classifier.eval(), state.losses
 
 
@@ -146,7 +155,11 @@ def device_of(config: Config) -> torch.device:
     """Return the device of training: that of the settings, or for "auto" a GPU where there is one."""
     if config.device != "auto":
         return torch.device(config.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def learning_rate(config: Config, progress: float) -> float:
@@ -160,15 +173,18 @@ def _one_epoch(config: Config, state: _State, data: Images, epoch: int) -> float
     parameters: list[nn.Parameter] = list(state.classifier.parameters())
     state.classifier.train()
     for k, index in enumerate(batches):
+        if not distributed.enough(index):
+            continue
         rate = learning_rate(config, (epoch + (k + 0.5) / len(batches)) / config.epochs)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         images, labels = as_pixels(data.train[index], device), data.train_labels[index].to(device)
         if config.augment:
-            images = augmented(images, state.generator)
+            images = augmented(images, state.generator)  # as a whole, so that all processes draw the same
+        images, labels = distributed.share(images), distributed.share(labels)
         state.optimizer.zero_grad(set_to_none=True)
         with state.autocast():
-            z = state.classifier(images)
+            z = state.function(images)
         loss = loss_of(z.float(), labels)
         state.scaler.scale(loss).backward()
         state.scaler.step(state.optimizer)
@@ -176,7 +192,7 @@ def _one_epoch(config: Config, state: _State, data: Images, epoch: int) -> float
         total += float(loss.detach()) * len(index)
     if not np.isfinite(total) or not all(bool(p.isfinite().all()) for p in parameters):
         raise invalid("max_lr", "a rate at which training converges", config.max_lr, "Lower it.")
-    return total / len(data.train)
+    return distributed.mean_of(total, device) / len(data.train)
 
 
 class _State:
@@ -187,6 +203,7 @@ class _State:
     ) -> None:
         self.who = f"{config} {model.key} {seed}"
         self.classifier, self.device = classifier, device
+        self.function = distributed.averaged(classifier)
         self.optimizer = torch.optim.Adam(classifier.parameters(), lr=config.max_lr)
         self.generator = torch.Generator().manual_seed(seed)
         dtype = None if is_spectral(model.layer) else _PRECISIONS[config.precision]

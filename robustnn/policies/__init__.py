@@ -9,6 +9,8 @@ from robustnn.policies.callbacks import LogLipschitz as LogLipschitz
 from robustnn.policies.callbacks import ScheduleLipschitz as ScheduleLipschitz
 from robustnn.policies.capacity import matching_widths as matching_widths
 from robustnn.policies.capacity import n_parameters as n_parameters
+from robustnn.policies.cnn import LBDNCnnDQNPolicy as LBDNCnnDQNPolicy
+from robustnn.policies.cnn import LBDNCnnPolicy as LBDNCnnPolicy
 from robustnn.policies.convert import convert_policy as convert_policy
 from robustnn.policies.deploy import DeployedPolicy as DeployedPolicy
 from robustnn.policies.deploy import deploy as deploy
