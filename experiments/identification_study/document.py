@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+
+from experiments.identification_study.published import PUBLISHED
 from experiments.identification_study.report import note, reference_sentence, sections
-from experiments.identification_study.results import Results
+from experiments.identification_study.results import CHOSEN, Results
+from robustnn.report import Table
 from robustnn.runs import RunFolder
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "identification.md"
@@ -17,6 +22,7 @@ TASKS = {
     "van-der-pol": ("identification_van_der_pol", "--van-der-pol"),
     "two-link-arm": ("identification_two_link_arm", "--two-link-arm"),
 }
+_NETWORKS = ("RNN", "GRU", "LSTM")
 _FIGURES = {
     "bound": "Test error against the bound",
     "spread": "Spread of the test error over starts and seeds",
@@ -55,3 +61,29 @@ def block(folder: Path, option: str) -> str:
         if (folder / "figures" / f"{name}.png").exists()
     ]
     return "\n\n".join([note(results), reference_sentence(results), *tables, *figures])
+
+
+def summary(folder: Path) -> str:
+    """Return the table of the README: certified models, twins and published errors on the public benchmarks.
+
+    Args:
+        folder: Where the run folders are.
+    """
+    rows = []
+    for run, _ in (TASKS[name] for name in ("tanks", "silverbox", "wiener-hammerstein")):
+        results = Results(RunFolder.open(folder / run))
+        twin = results.config.models[-1]
+        published = {one.method: one.errors for one in PUBLISHED[results.config.task]}
+        chosen = results.rows()[CHOSEN]
+        for record, output, title in results.panels():
+            ours = results.of_row(chosen, partial(results.errors, key=record, output=output))
+            theirs = results.errors(twin, record, output)
+            numbers = [one for errors in (ours, theirs) for one in (float(np.median(errors)), float(errors.max()))]
+            numbers += [min(published[name][record] for name in _NETWORKS), published["SUBNET"][record]]
+            name = results.config.title + ("" if len(results.panels()) == 1 else f", {title}")
+            rows.append((f"{name} [{results.page()['unit']}]", *(f"{number:.3g}" for number in numbers)))
+    header = (
+        "test RMSE", "certified, median", "worst seed", "no bound, median", "worst seed", "best of RNN, GRU, LSTM",
+        "SUBNET",
+    )  # fmt: skip
+    return Table(header, tuple(rows)).markdown()

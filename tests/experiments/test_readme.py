@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
     "name, block",
     [
         ("robustness", readme.robustness_block),
+        ("identification", readme.identification_block),
         ("pendulum", readme.pendulum_block),
         ("algorithms", readme.algorithms_block),
         ("speed", readme.speed_block),
