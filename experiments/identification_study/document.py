@@ -78,7 +78,9 @@ def summary(folder: Path) -> str:
         for record, output, title in results.panels():
             ours = results.of_row(chosen, partial(results.errors, key=record, output=output))
             theirs = results.errors(twin, record, output)
-            numbers = [one for errors in (ours, theirs) for one in (float(np.median(errors)), float(errors.max()))]
+            numbers = [
+                one for errors in (ours, theirs) for one in (float(np.median(errors)), float(errors.max()))
+            ]
             numbers += [min(published[name][record] for name in _NETWORKS), published["SUBNET"][record]]
             name = results.config.title + ("" if len(results.panels()) == 1 else f", {title}")
             rows.append((f"{name} [{results.page()['unit']}]", *(f"{number:.3g}" for number in numbers)))

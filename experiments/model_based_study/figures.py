@@ -50,11 +50,19 @@ def _returns(results: Results, ax: Axes) -> None:
         range(len(labels)), [label.replace(", ", ",\n").replace(" model", "\nmodel") for label in labels]
     )
     ax.set(ylabel="mean return per episode", title="One dot per policy")
+    _returns_axis(ax)
     keys = [
         Line2D([], [], color="0.35", marker="o", linestyle="", label="on the true plant"),
         Line2D([], [], color="0.35", marker="o", linestyle="", fillstyle="none", label="on its own model"),
     ]
-    ax.legend(handles=keys, fontsize="small")
+    ax.legend(handles=keys, fontsize="small", loc="lower right")
+
+
+def _returns_axis(ax: Axes) -> None:
+    """Logarithms of costs: a policy that leaves the data of its model behind loses a thousand times what others do."""
+    ax.set_yscale("symlog", linthresh=100.0)
+    ax.set_ylim(top=-100.0)
+    ax.set_ylim(bottom=4.0 * ax.get_ylim()[0])  # room for the legend
 
 
 def _sensitivity(results: Results, ax: Axes) -> None:
@@ -79,7 +87,8 @@ def _sensitivity(results: Results, ax: Axes) -> None:
         Line2D([], [], color="0.35", linestyle="--", label="proved"),
         Line2D([], [], color="0.35", linestyle="-", label="found"),
     ]
-    ax.legend(handles=keys, fontsize="small", ncols=2)
+    ax.set_ylim(top=500.0 * ax.get_ylim()[1])  # room for the legend
+    ax.legend(handles=keys, fontsize="small", ncols=2, loc="upper left")
 
 
 def _attacks(results: Results, ax: Axes) -> None:
@@ -97,6 +106,7 @@ def _attacks(results: Results, ax: Axes) -> None:
         ylabel="mean return per episode",
         title="Attacks on the true plant",
     )
+    _returns_axis(ax)
     ax.set_xticks(sizes)
     words = {
         "uniform": "noise in the ball",
@@ -106,4 +116,4 @@ def _attacks(results: Results, ax: Axes) -> None:
     keys = [
         Line2D([], [], color="0.35", linestyle=_ATTACKS[name], label=text) for name, text in words.items()
     ]
-    ax.legend(handles=keys, fontsize="small")
+    ax.legend(handles=keys, fontsize="small", loc="lower left")
