@@ -135,11 +135,13 @@ class LBDN(ExplicitModule):
             InvalidArgumentError: If the layers form no network.
         """
         like = params.layers[-1].weight
+        bound = params.lipschitz
+        lipschitz = float(bound.detach() if isinstance(bound, Tensor) else bound)
         widths = [layer.weight.shape[-1] for layer in params.layers]
         with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten at once
             net = cls(
                 params.layers[0].weight.shape[0] - widths[0], widths[:-1], widths[-1],
-                lipschitz=float(torch.as_tensor(params.lipschitz).detach()), activation=activation,
+                lipschitz=lipschitz, activation=activation,
                 bias=any(layer.bias is not None for layer in params.layers),
                 input_scale=params.input_scale, output_scale=params.output_scale,
                 trainable_lipschitz=trainable_lipschitz, dtype=like.dtype,
