@@ -27,9 +27,11 @@ WIDTHS: list[tuple[int, ...] | None] = [None, (), (16,), (5, 9), (8, 8, 3)]
 
 
 @pytest.fixture(autouse=True)
-def _numba() -> Iterator[None]:
-    """Every test here needs the compiled recurrence, except where it says that numba is missing."""
-    pytest.importorskip("numba")
+def _numba(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Most tests need the compiled recurrence; those of the loop alone run without numba as well."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if parameters.get("method") != "loop":
+        pytest.importorskip("numba")
     yield
 
 
