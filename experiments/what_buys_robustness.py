@@ -6,7 +6,8 @@ docs/robustness.md says what was found.
 
     python -m experiments.what_buys_robustness                # pendulum, about an hour and a half on two cores
     python -m experiments.what_buys_robustness --confirm      # the recipe on fresh training seeds
-    python -m experiments.what_buys_robustness --second       # the second plant, about half an hour
+    python -m experiments.what_buys_robustness --second       # the second plant, about forty minutes
+    python -m experiments.what_buys_robustness --floor        # every attack at eps 0.11, about ten minutes
     python -m experiments.what_buys_robustness --smoke        # seconds, for the test suite
     python -m experiments.what_buys_robustness --report experiments/results/what_buys_robustness
 
@@ -30,7 +31,7 @@ from experiments.robustness_study.results import (
     train_key,
     upright_key,
 )
-from experiments.robustness_study.settings import CONFIRM, PENDULUM, SECOND, SMOKE
+from experiments.robustness_study.settings import CONFIRM, FLOOR, PENDULUM, SECOND, SMOKE
 from experiments.robustness_study.train import train_cell
 from robustnn.runs import RunFolder
 from robustnn.sweep import Task
@@ -39,6 +40,7 @@ SIZES = {
     "full": Size(PENDULUM, "what_buys_robustness", "the pendulum", committed=True),
     "confirm": Size(CONFIRM, "what_buys_robustness_confirm", "the recipe on fresh seeds", committed=True),
     "second": Size(SECOND, "what_buys_robustness_second", "the second plant", committed=True),
+    "floor": Size(FLOOR, "what_buys_robustness_floor", "every attack at eps 0.11", committed=True),
     "smoke": Size(SMOKE, "what_buys_robustness_smoke", "tiny run for the test suite"),
 }
 

@@ -159,6 +159,11 @@ class Config:
         compared = [self.methods[k] for k in (self.recipe, *self.controls, *self.twins)]
         return self.attacks + (self.more_attacks if method in compared else ())
 
+    @property
+    def bounded(self) -> tuple[Method, ...]:
+        """The LBDN methods with PPO alone, which tell the effect of the bound by itself."""
+        return tuple(m for m in self.methods if m.network == "lbdn" and not m.training and m.steps == 1.0)
+
     @staticmethod
     def of(values: dict[str, Any]) -> Config:
         """Return the configuration that a run folder has stored as JSON values."""

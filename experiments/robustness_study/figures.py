@@ -62,8 +62,7 @@ def frontier_figure(results: Results) -> Path:
 def gamma_figure(results: Results) -> None:
     """Draw the returns of LBDN policies against their bound, beside those of the MLP."""
     config = results.config
-    bounded = [m for m in config.methods if m.network == "lbdn" and not m.training and m.steps == 1.0]
-    methods = sorted((m for m in bounded if not m.normalised), key=lambda m: m.lipschitz or 0.0)
+    methods = sorted((m for m in config.bounded if not m.normalised), key=lambda m: m.lipschitz or 0.0)
     control = next(m for m in config.methods if m.network == "mlp" and not m.training and m.steps == 1.0)
     gammas = [m.lipschitz or 0.0 for m in methods]
     sizes = (0.0, *config.eps)

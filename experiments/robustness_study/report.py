@@ -155,7 +155,7 @@ def gamma_table(results: Results) -> Table:
     For every control the bounds whose interval lies above the control's, of LBDN policies with PPO alone.
     """
     config = results.config
-    bounded = [m for m in config.methods if m.network == "lbdn" and not m.training and m.steps == 1.0]
+    bounded = config.bounded
     names = [(title, k) for k, title in _control_titles(results).items()]
     rows = []
     for title, scores in _conditions(results):
@@ -287,9 +287,12 @@ def write(run: RunFolder) -> tuple[str, Path]:
     recipe = recipe_table(results)
     sections.append(
         "## The recipe against the controls, worst of all attacks\n\nIn brackets where the recipe's interval lies.\n\n"
-        f"{recipe.markdown()}\n\n{nominal_sentence(results)}\n\nThe same training without a bound, or from another "
-        f"start:\n\n{twin_table(results).markdown()}"
+        f"{recipe.markdown()}\n\n{nominal_sentence(results)}"
     )
+    if config.twins:
+        sections.append(
+            "The same training without a bound, or from another start:\n\n" + twin_table(results).markdown()
+        )
     for statistic, title in _STATISTICS.items():
         table = return_table(results, config.methods, COMMON, statistic)
         sections.append(f"## {title}, worst of the attacks that all methods met\n\n{table.markdown()}")
@@ -304,7 +307,9 @@ def write(run: RunFolder) -> tuple[str, Path]:
         sections.append(f"## Learned adversary, mean return\n\n{learned_table(results).markdown()}")
     if conditions(results):
         sections.append(f"## Delays and faults, mean return\n\n{condition_table(results).markdown()}")
-    sections.append(f"## At which bound does an LBDN beat a control?\n\n{gamma_table(results).markdown()}")
+    if config.bounded:
+        table = gamma_table(results)
+        sections.append(f"## At which bound does an LBDN beat a control?\n\n{table.markdown()}")
     loops = (
         ""
         if limit is None
@@ -320,7 +325,8 @@ def write(run: RunFolder) -> tuple[str, Path]:
     atomic_write_text(run.path / "tables.md", "\n\n".join(sections) + "\n")
     with style():
         curves_figure(results)
-        gamma_figure(results)
+        if config.bounded:
+            gamma_figure(results)
         figure = frontier_figure(results)
     return f"{recipe.text()}\n{nominal_sentence(results)}", figure
 

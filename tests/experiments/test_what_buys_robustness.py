@@ -16,7 +16,7 @@ from experiments.robustness_study.config import ATTACKS, Config, Method
 from experiments.robustness_study.measure import plant_of, policy_gain, policy_path, problem_of
 from experiments.robustness_study.report import verdict
 from experiments.robustness_study.results import WORST, Results
-from experiments.robustness_study.settings import PENDULUM, SECOND, SMOKE
+from experiments.robustness_study.settings import FLOOR, PENDULUM, SECOND, SMOKE
 from experiments.robustness_study.train import matched_widths
 from robustnn.closedloop import evaluate, loop_gain, perturbation_from_config, static_controller
 from robustnn.params import ExplicitMLP
@@ -63,7 +63,9 @@ def test_stored_policies_return_what_the_cells_say(smoke: Path) -> None:
         assert (critic.normalization is not None) == method.normalised
 
 
-@pytest.mark.parametrize("config", [PENDULUM, SECOND, SMOKE], ids=["pendulum", "second", "smoke"])
+@pytest.mark.parametrize(
+    "config", [PENDULUM, FLOOR, SECOND, SMOKE], ids=["pendulum", "floor", "second", "smoke"]
+)
 def test_configurations_are_complete(config: Config, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "run", config, seeds=config.training_seeds)
     assert Config.of(run.config) == config
