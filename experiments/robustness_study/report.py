@@ -89,13 +89,22 @@ def learned_table(results: Results) -> Table:
     for index in config.learned:
         method = config.methods[index]
         for eps in config.learned_eps:
-            count = config.learned_seeds
-            others = [results.returns(method, attack, eps)[:count].mean() for attack in ("uniform", WORST)]
-            learned = results.learned(method, eps).mean()
-            rows.append((method.label, f"{eps:g}", *(format_number(float(v)) for v in (learned, *others))))
-    return Table(
-        ("policy", "eps", "learned adversary", "uniform in the ball", "worst of the others"), tuple(rows)
-    )
+            uniform, worst = (
+                results.returns(method, attack, eps)[: config.learned_seeds] for attack in ("uniform", WORST)
+            )
+            learned = results.learned(method, eps)
+            rows.append(
+                (
+                    method.label,
+                    f"{eps:g}",
+                    *(format_number(float(v.mean())) for v in (learned, uniform, worst)),
+                    format_interval(paired_difference(learned, uniform), 1),
+                )
+            )
+    header = (
+        "policy", "eps", "learned adversary", "uniform in the ball", "worst of the others", "learned less uniform",
+    )  # fmt: skip
+    return Table(header, tuple(rows))
 
 
 def condition_table(results: Results) -> Table:

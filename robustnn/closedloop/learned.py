@@ -13,12 +13,14 @@ from torch import nn
 from robustnn.closedloop.adversary import LearnedAdversary
 from robustnn.closedloop.adversary_train import AdversarySettings, train_adversary
 from robustnn.closedloop.ball import Norm
-from robustnn.closedloop.evaluate import first_weight
+from robustnn.closedloop.evaluate import EvaluationResult, evaluate, first_weight
+from robustnn.closedloop.gym_loop import evaluate_env
 from robustnn.closedloop.mad import MaximalActionDifference
 from robustnn.closedloop.perturb import Policy, UniformBall
 from robustnn.closedloop.sarsa import RobustSarsaAttack
 from robustnn.closedloop.snooping import imitate
-from robustnn.closedloop.transitions import watch
+from robustnn.closedloop.transitions import LEARNING_SEEDS, watch
+from robustnn.errors import check_positive, invalid
 
 if TYPE_CHECKING:
     from robustnn.envs.plant import Plant
@@ -103,11 +105,16 @@ def learned_adversary(
     env: Plant | str,
     norm: Norm = "l2",
     scale: Sequence[float] | None = None,
-    timesteps: int = 600_000,
+    timesteps: int = 400_000,
+    sizes: Sequence[float] = (1.0, 3.0),
+    trials: int = 64,
     seed: int = 0,
     file: str | None = None,
 ) -> LearnedAdversary:
-    """Train an adversary against the policy by PPO, or read one.
+    """Train adversaries against the policy by PPO and keep the one that does most damage, or read one.
+
+    Small errors change the return by less than the start states do, so that an adversary often learns more from errors
+    larger than those it will make.
 
     Args:
         eps: Radius, in observation units over those of the scale.
@@ -115,17 +122,42 @@ def learned_adversary(
         env: The plant, or a gymnasium id.
         norm: "l2" or "linf".
         scale: d, one positive number per observation component; None for ones.
-        timesteps: Environment steps of training.
-        seed: Of training.
+        timesteps: Environment steps of every training.
+        sizes: One adversary is trained for each of these multiples of `eps`; all are judged at `eps` itself.
+        trials: Episodes to judge the damage, of other seeds than small ones; with one size none are run.
+        seed: Of training and of these episodes.
         file: One that `LearnedAdversary.save` wrote, in the place of training; it keeps its norm and scale.
 
     Returns:
-        The adversary.
+        The adversary, with the environment steps of all trainings and trials.
+
+    Raises:
+        InvalidArgumentError: If there are no sizes, or one is not positive.
     """
     if file is not None:
         return replace(LearnedAdversary.load(file), eps=eps)
+    if not len(sizes):
+        raise invalid("sizes", "at least one multiple of eps", "none", "Pass (1.0,) to train at eps alone.")
     settings = AdversarySettings(timesteps=timesteps, seed=seed)
-    return train_adversary(policy, env, eps, norm=norm, scale=scale, settings=settings)
+    radii = [check_positive("sizes", size) * eps for size in sizes]
+    found = [
+        replace(train_adversary(policy, env, radius, norm=norm, scale=scale, settings=settings), eps=eps)
+        for radius in radii
+    ]
+    if len(found) == 1:
+        return found[0]
+    first = LEARNING_SEEDS * (seed + 1)
+    damage = [_judged(policy, env, adversary, range(first, first + trials)) for adversary in found]
+    best = min(range(len(found)), key=lambda k: damage[k].mean.item())
+    steps = sum(one.timesteps for one in found) + sum(int(one.lengths.sum()) for one in damage)
+    return replace(found[best], timesteps=steps)
+
+
+def _judged(policy: Policy, env: Plant | str, adversary: LearnedAdversary, seeds: range) -> EvaluationResult:
+    if isinstance(env, str):
+        return evaluate_env(policy, env, adversary, seeds=seeds)
+    dtype, device, _ = _kind(policy)
+    return evaluate(policy, env, adversary, seeds=seeds, dtype=dtype, device=device)
 
 
 def _kind(policy: Policy) -> tuple[torch.dtype, torch.device, int | None]:

@@ -25,6 +25,8 @@ from robustnn.closedloop import (
     train_adversary,
 )
 from robustnn.closedloop.ball import Ball
+from robustnn.closedloop.learned import learned_adversary
+from robustnn.closedloop.transitions import LEARNING_SEEDS
 from robustnn.envs import DoubleIntegrator, Pendulum
 from robustnn.errors import CheckpointError, InvalidArgumentError, ShapeError
 from robustnn.params.explicit import ExplicitMLP
@@ -222,3 +224,31 @@ def test_bad_calls_name_the_argument(case: str) -> None:
     call, error, name = BAD[case]
     with pytest.raises(error, match=f"^{name}"):
         call()
+
+
+def test_of_several_trainings_the_most_damaging_is_kept_at_the_size_asked_for() -> None:
+    plant, trials = Pendulum(horizon=30), 6
+
+    def policy(observation: torch.Tensor) -> torch.Tensor:
+        return -4.0 * observation[..., 1:2] - observation[..., 2:]
+
+    sizes = (0.5, 1.0, 4.0)
+    settings: dict[str, Any] = {"timesteps": 256, "seed": 3}
+    kept = learned_adversary(0.2, policy, plant, sizes=sizes, trials=trials, **settings)
+    each = [
+        replace(train_adversary(policy, plant, 0.2 * k, settings=AdversarySettings(**settings)), eps=0.2)
+        for k in sizes
+    ]
+    seeds = range(4 * LEARNING_SEEDS, 4 * LEARNING_SEEDS + trials)
+    returns = [evaluate(policy, plant, one, seeds=seeds, dtype=torch.float32).mean.item() for one in each]
+    assert len(set(returns)) == len(sizes)
+    chosen = each[int(np.argmin(returns))]
+    same = zip(kept.network.network.weights, chosen.network.network.weights, strict=True)
+    assert kept.eps == 0.2 and all(torch.equal(a, b) for a, b in same)
+    assert kept.timesteps == sum(one.timesteps for one in each) + len(sizes) * trials * plant.horizon
+    alone = learned_adversary(0.2, policy, plant, sizes=(1.0,), **settings)
+    assert alone.timesteps == each[1].timesteps
+    with pytest.raises(InvalidArgumentError, match="sizes: expected at least one"):
+        learned_adversary(0.2, policy, plant, sizes=(), **settings)
+    with pytest.raises(InvalidArgumentError, match="sizes"):
+        learned_adversary(0.2, policy, plant, sizes=(-1.0,), **settings)

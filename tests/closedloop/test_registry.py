@@ -71,7 +71,7 @@ def test_a_delay_is_the_fault_of_this_name() -> None:
 LEARNING: list[dict[str, Any]] = [
     {"name": "robust-sarsa", "episodes": 2, "trials": 1, "iterations": 2},
     {"name": "snooping-mad", "episodes": 2, "iterations": 5},
-    {"name": "learned-adversary", "timesteps": 256},
+    {"name": "learned-adversary", "timesteps": 256, "trials": 2},
     {"name": "critic"},
 ]
 
