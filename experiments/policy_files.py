@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from robustnn.closedloop import Critic, critic_of
-from robustnn.params import ExplicitMLP
+from robustnn.params import ExplicitMLP, LBDNParams, lbdn_to_explicit, sandwich_from_jax
 from robustnn.policies import ActionMap, Normalization, action_map
 from robustnn.runs import atomic_write_bytes
 
@@ -60,6 +62,31 @@ def load_critic(path: Path) -> Critic:
     """Read the critic beside a policy."""
     with np.load(path, allow_pickle=False) as data:
         return Critic((_network(data, "critic_"),), "observation", _normalization(data))
+
+
+def load_published_policy(path: Path) -> ActionMap:
+    """Read a pendulum policy published with arXiv 2405.11432: normalise, LBDN, first logit, tanh; float64.
+
+    Args:
+        path: A .npz file of its direct parameters (`layer0_XY`, ...), `ln_gamma`, `obs_mean` and `obs_std`.
+
+    Returns:
+        The deterministic action, shape (..., 1).
+    """
+    with np.load(path, allow_pickle=False) as file:
+        data: dict[str, Any] = {k: torch.as_tensor(file[k]).double() for k in file if file[k].dtype.kind == "f"}
+    gamma = math.exp(float(data["ln_gamma"]))
+    n_layers = sum(key.endswith("_XY") for key in data)
+    layers = tuple(
+        sandwich_from_jax(*(data.get(f"layer{k}_{name}") for name in ("XY", "a", "d", "b")), lipschitz=gamma)
+        for k in range(n_layers)
+    )
+    both = lbdn_to_explicit(LBDNParams(layers, gamma), "tanh")  # logits of mean and standard deviation
+    *biases, bias = both.biases
+    assert bias is not None
+    mean = ExplicitMLP((*both.weights[:-1], both.weights[-1][:1]), (*biases, bias[:1]), "tanh")
+    one = torch.ones(1, dtype=torch.float64)
+    return ActionMap(mean, Normalization(data["obs_mean"], data["obs_std"], math.inf), -one, one, squash=True)
 
 
 def _network_arrays(network: ExplicitMLP, prefix: str) -> Arrays:

@@ -6,56 +6,67 @@ attack, the mean over the ten published gamma = 4 policies: -652 at eps 0.15.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from experiments import published_policy
+from experiments.policy_files import load_published_policy
 from robustnn.closedloop import Delay, TrajectoryAttack, evaluate
 from robustnn.envs import Pendulum
-from robustnn.params import ExplicitMLP, LBDNParams, lbdn_to_explicit, sandwich_from_jax
-from robustnn.policies import ActionMap, Normalization
+from robustnn.errors import InvalidArgumentError
+from robustnn.policies import ActionMap
+from robustnn.runs import RunFolder
 
-NAMES = ("XY", "a", "d", "b")
+FILE = "published_pendulum_lbdn_g4_s6.npz"
 
 
 @pytest.fixture(scope="module")
-def published(golden: Path) -> tuple[ActionMap, dict[str, torch.Tensor]]:
-    """The deterministic action of the policy: normalise, LBDN, first logit, tanh."""
-    with np.load(golden / "published_pendulum_lbdn_g4_s6.npz", allow_pickle=False) as file:
-        data = {key: torch.as_tensor(file[key]).double() for key in file if file[key].dtype.kind == "f"}
-    gamma = math.exp(float(data["ln_gamma"]))
-    layers = tuple(
-        sandwich_from_jax(*(data.get(f"layer{k}_{name}") for name in NAMES), lipschitz=gamma)
-        for k in range(5)
-    )
-    both = lbdn_to_explicit(LBDNParams(layers, gamma), "tanh")
-    bias = both.biases[-1]
-    assert bias is not None
-    mean = ExplicitMLP((*both.weights[:-1], both.weights[-1][:1]), (*both.biases[:-1], bias[:1]), "tanh")
-    normalization = Normalization(data["obs_mean"], data["obs_std"], math.inf)
-    one = torch.ones(1, dtype=torch.float64)
-    return ActionMap(mean, normalization, -one, one, squash=True), data
+def published(golden: Path) -> ActionMap:
+    return load_published_policy(golden / FILE)
 
 
-def test_actions_match_the_probes(published: tuple[ActionMap, dict[str, torch.Tensor]]) -> None:
-    policy, data = published
-    torch.testing.assert_close(policy(data["probe_obs"]), data["probe_action"], rtol=0, atol=1e-6)
+def test_actions_match_the_probes(published: ActionMap, golden: Path) -> None:
+    with np.load(golden / FILE, allow_pickle=False) as data:
+        observation, action = (torch.as_tensor(data[key]).double() for key in ("probe_obs", "probe_action"))
+    torch.testing.assert_close(published(observation), action, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("delay, expected", [(0, -155.7), (2, -167.3), (3, -218.6), (4, -604.4)])
-def test_nominal_and_delayed_returns(
-    published: tuple[ActionMap, dict[str, torch.Tensor]], delay: int, expected: float
-) -> None:
-    result = evaluate(published[0], Pendulum(), Delay(delay) if delay else None, episodes=1024)
+def test_nominal_and_delayed_returns(published: ActionMap, delay: int, expected: float) -> None:
+    result = evaluate(published, Pendulum(), Delay(delay) if delay else None, episodes=1024)
     assert float(result.mean) == pytest.approx(expected, abs=10)
 
 
 def test_the_strong_attack_does_at_least_the_damage_published_for_the_family(
-    published: tuple[ActionMap, dict[str, torch.Tensor]],
+    published: ActionMap,
 ) -> None:
-    policy = published[0].to(dtype=torch.float32)
+    policy = published.to(dtype=torch.float32)
     attack = TrajectoryAttack.strong(0.15)
     assert float(evaluate(policy, Pendulum(), attack, episodes=256).mean) <= -652
+
+
+def test_the_experiment_runs_and_its_tables_are_rebuilt(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBUSTNN_DATA", str(golden))
+    published_policy.main(["--smoke", "--root", str(tmp_path), "--workers", "0"])
+    run = tmp_path / "published_policy_smoke"
+    tables = (run / "tables.md").read_text(encoding="utf-8")
+    (run / "tables.md").unlink()
+    published_policy.main(["--report", str(run)])
+    assert (run / "tables.md").read_text(encoding="utf-8") == tables
+    assert published_policy.LABEL in tables and (run / "figures" / "returns.png").stat().st_size > 10_000
+    cells = published_policy.Conditions(RunFolder.open(run))
+    constants = cells.run.cell("constants")
+    assert 0.5 * constants["certified"] < constants["empirical"] <= constants["certified"]
+    worst = cells.attacked(published_policy.LABEL, "worst", 0.3)
+    assert worst.mean() < cells.attacked(published_policy.LABEL, "none", 0.0).mean()
+
+
+def test_a_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROBUSTNN_DATA", str(tmp_path))
+    with pytest.raises(InvalidArgumentError, match=f"ROBUSTNN_DATA: expected a folder with {FILE}"):
+        published_policy.policy_of(published_policy.Config())
