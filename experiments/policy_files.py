@@ -74,13 +74,15 @@ def load_published_policy(path: Path) -> ActionMap:
         The deterministic action, shape (..., 1).
     """
     with np.load(path, allow_pickle=False) as file:
-        data: dict[str, Any] = {k: torch.as_tensor(file[k]).double() for k in file if file[k].dtype.kind == "f"}
+        data: dict[str, Any] = {
+            k: torch.as_tensor(file[k]).double() for k in file if file[k].dtype.kind == "f"
+        }
     gamma = math.exp(float(data["ln_gamma"]))
     n_layers = sum(key.endswith("_XY") for key in data)
-    layers = tuple(
-        sandwich_from_jax(*(data.get(f"layer{k}_{name}") for name in ("XY", "a", "d", "b")), lipschitz=gamma)
-        for k in range(n_layers)
-    )
+    arrays: list[list[Any]] = [
+        [data.get(f"layer{k}_{name}") for name in "XY a d b".split()] for k in range(n_layers)
+    ]
+    layers = tuple(sandwich_from_jax(*layer, lipschitz=gamma) for layer in arrays)
     both = lbdn_to_explicit(LBDNParams(layers, gamma), "tanh")  # logits of mean and standard deviation
     *biases, bias = both.biases
     assert bias is not None

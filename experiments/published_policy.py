@@ -225,7 +225,7 @@ def write(run: RunFolder) -> tuple[str, Path]:
     """
     conditions = Conditions(run)
     note = (
-        f"One published policy, {conditions.config.episodes} episodes, 95 % intervals over episodes, beside the policies "
+        f"One published policy, {conditions.config.episodes} episodes, 95 % intervals over episodes, beside policies "
         "of `what_buys_robustness` (attacks: its fresh seeds; delays: its first study), intervals over training seeds. "
         "Mean return on the pendulum; eps is the l2 size of the perturbation of the raw observation."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments import published_policy
 from experiments.robustness_study.report import (
     attack_table,
     condition_table,
@@ -36,6 +37,8 @@ def blocks(folder: Path) -> dict[str, str]:
     first = Results(RunFolder.open(folder / "what_buys_robustness"))
     fresh = Results(RunFolder.open(folder / "what_buys_robustness_confirm"))
     second = Results(RunFolder.open(folder / "what_buys_robustness_second"))
+    floor = Results(RunFolder.open(folder / "what_buys_robustness_floor"))
+    published = published_policy.Conditions(RunFolder.open(folder / "published_policy"), folder)
     limit = first.limit()
     return {
         "recipe": f"{recipe_table(fresh).markdown()}\n\n{nominal_sentence(fresh)}",
@@ -52,6 +55,14 @@ def blocks(folder: Path) -> dict[str, str]:
             f"{attack_table(first, 0.2).markdown()}\n\nMethods that an attack hurts more / less than uniform noise of "
             f"the same size, by the 95 % interval of the paired difference:\n\n{floor_table(first).markdown()}"
             f"\n\nAn adversary trained by PPO against single policies:\n\n{learned_table(first).markdown()}"
+        ),
+        "floor": (
+            f"{attack_table(floor, 0.11).markdown()}\n\n{floor_table(floor).markdown()}\n\n"
+            f"{learned_table(floor).markdown()}"
+        ),
+        "published": (
+            f"{published_policy.attack_table(published).markdown()}\n\n"
+            f"{published_policy.delay_table(published).markdown()}\n\n{published_policy.constants_sentence(published)}"
         ),
         "upright": (
             f"{upright_table(first).markdown()}\n\nNo controller, of whatever order, has a gain below {limit:.3f}. "
