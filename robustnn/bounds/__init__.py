@@ -7,6 +7,8 @@ from robustnn.bounds.certificate import tighten as tighten
 from robustnn.bounds.conv import circular_singular_values as circular_singular_values
 from robustnn.bounds.conv import convolution_norm as convolution_norm
 from robustnn.bounds.conv import supremum_of_norm as supremum_of_norm
+from robustnn.bounds.conv_lipkernel import completed_kernel as completed_kernel
+from robustnn.bounds.conv_lipkernel import roesser_residual as roesser_residual
 from robustnn.bounds.conv_network import ConvBound as ConvBound
 from robustnn.bounds.conv_network import certify_cnn as certify_cnn
 from robustnn.bounds.conv_network import cnn_bound as cnn_bound

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from robustnn.bounds.conv_lipkernel import completed_kernel
 from robustnn.bounds.conv_parts import (
     dense_bound,
     fir_bound,
@@ -32,6 +33,7 @@ from robustnn.linalg import spectral_norm
 from robustnn.nn.conv import ConvModule, SandwichConv2d
 from robustnn.nn.conv_fir import FIRConv1d
 from robustnn.nn.conv_lbdn import ConvLBDN
+from robustnn.nn.conv_lipkernel import LipKernelConv2d
 from robustnn.nn.conv_net import ConvNet
 from robustnn.params.activations import ACTIVATIONS
 from robustnn.params.conv_direct import KernelParams
@@ -50,9 +52,10 @@ from robustnn.params.conv_kernel import pointwise_kernel
 from robustnn.params.conv_spectral import SpectralConvStage, SpectralStage
 from robustnn.params.fused import psi_limit
 
-__all__ = ["ConvBound", "certify_cnn", "cnn_bound", "cnn_multipliers", "image_lower_bound"]
+__all__ = ["ConvBound", "certify_cnn", "cnn_bound", "cnn_multipliers", "cnn_references", "image_lower_bound"]
 
 _EPS = torch.finfo(torch.float64).eps
+_SANDWICHES = (SandwichConv2d, LipKernelConv2d)
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,8 @@ def certify_cnn(net: ConvModule, image_size: Pair | None = None) -> ConvBound:
     size = net.image_size if image_size is None or isinstance(net, ConvNet) else image_size
     with torch.no_grad():
         network = net.explicit(size)
-    own = cnn_multipliers(net) if isinstance(net, (ConvLBDN, SandwichConv2d)) else None
-    return cnn_bound(network, own, size, _references(net))
+    own = cnn_multipliers(net) if isinstance(net, (ConvLBDN, *_SANDWICHES)) else None
+    return cnn_bound(network, own, size, cnn_references(net))
 
 
 def cnn_multipliers(net: ConvModule) -> tuple[Tensor, ...]:
@@ -119,13 +122,13 @@ def cnn_multipliers(net: ConvModule) -> tuple[Tensor, ...]:
     def squared(psi: Tensor) -> Tensor:
         return (2.0 * psi.detach().double().clamp(-limit, limit)).exp()
 
-    if isinstance(net, (FIRConv1d, SandwichConv2d)):
+    if isinstance(net, (FIRConv1d, *_SANDWICHES)):
         return (squared(net.psi),)
     if not isinstance(net, ConvLBDN):
         raise invalid("net", "a ConvLBDN or a sandwich convolution", type(net).__name__, "Others have none.")
     gains, found = net.gains(), []
     for layer in net.features:
-        if isinstance(layer, SandwichConv2d):
+        if isinstance(layer, _SANDWICHES):
             found.append(squared(layer.psi) / gains.pop(0))
     found += [
         math.sqrt(net.lipschitz) * squared(layer.psi) for layer in net.layers if isinstance(layer.psi, Tensor)
@@ -234,12 +237,21 @@ def image_lower_bound(
     return lower_bound(flat, starts.flatten(1), iterations=iterations, lr=lr, radius=radius)
 
 
-def _references(net: ConvModule) -> tuple[Tensor | None, ...]:
-    """Kernels of which the layers use some columns only, computed in float64."""
-    layers = [net] if isinstance(net, SandwichConv2d) else getattr(net, "features", ())
+def cnn_references(net: ConvModule) -> tuple[Tensor | None, ...]:
+    """Return kernels of which the layers use some columns only, computed in float64, for `cnn_bound`.
+
+    Args:
+        net: The network or layer.
+
+    Returns:
+        One per sandwich convolution, or None where there is none.
+    """
+    layers = [net] if isinstance(net, _SANDWICHES) else getattr(net, "features", ())
     found: list[Tensor | None] = []
     for layer in layers:
-        if isinstance(layer, SandwichConv2d) and layer.outer == "kernel":
+        if isinstance(layer, LipKernelConv2d):
+            found.append(completed_kernel(layer).cpu())
+        elif isinstance(layer, SandwichConv2d) and layer.outer == "kernel":
             found.append(None)
         elif isinstance(layer, SandwichConv2d):
             params = layer.direct(torch.float64)

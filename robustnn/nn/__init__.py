@@ -14,6 +14,8 @@ from robustnn.nn.conv_bounded import PlainConv2d as PlainConv2d
 from robustnn.nn.conv_bounded import SLLConv2d as SLLConv2d
 from robustnn.nn.conv_fir import FIRConv1d as FIRConv1d
 from robustnn.nn.conv_lbdn import ConvLBDN as ConvLBDN
+from robustnn.nn.conv_lipkernel import LipKernelConv1d as LipKernelConv1d
+from robustnn.nn.conv_lipkernel import LipKernelConv2d as LipKernelConv2d
 from robustnn.nn.conv_onnx import cnn_to_onnx as cnn_to_onnx
 from robustnn.nn.conv_pool import AveragePool2d as AveragePool2d
 from robustnn.nn.conv_pool import DepthToSpace as DepthToSpace

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from robustnn.nn.conv import SandwichConv2d
+from robustnn.errors import invalid
+from robustnn.nn.conv import ConvModule, SandwichConv2d
+from robustnn.nn.conv_lipkernel import LipKernelConv2d
 from robustnn.nn.conv_net import ConvNet, Spec
 from robustnn.nn.sandwich import SandwichLayer
 from robustnn.params.conv_grid import Pair
@@ -34,9 +36,9 @@ class ConvLBDN(ConvNet):
         out_features: Number of outputs.
         lipschitz: The bound gamma > 0, output units per unit of the pixels (l2 norm over all pixels and channels).
         activation: Name or torch.nn class with slopes in [0, 1].
-        parametrization: "kernel" or "fft", as in `SandwichConv2d`.
+        parametrization: "kernel" or "fft", as in `SandwichConv2d`, or "lipkernel" for `LipKernelConv2d`.
         padding: As in `SandwichConv2d`.
-        outer: As in `SandwichConv2d`.
+        outer: As in `SandwichConv2d`; "lipkernel" has a matrix for A in any case.
         bias: Whether the layers have biases.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
@@ -66,7 +68,13 @@ class ConvLBDN(ConvNet):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.parametrization, self.outer = parametrization, outer  # checked by the layers
+        for name, value, choices in (
+            ("parametrization", parametrization, ("kernel", "fft", "lipkernel")),
+            ("outer", outer, ("kernel", "pointwise")),
+        ):
+            if value not in choices:
+                raise invalid(name, f"one of {', '.join(choices)}", repr(value), "Choose one of these.")
+        self.parametrization, self.outer = parametrization, outer
         super().__init__(
             input_shape, conv, hidden_features, out_features, lipschitz=lipschitz, activation=activation,
             padding=padding, bias=bias, device=device, dtype=dtype,
@@ -81,7 +89,12 @@ class ConvLBDN(ConvNet):
         bias: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
-    ) -> SandwichConv2d:
+    ) -> ConvModule:
+        if self.parametrization == "lipkernel":
+            return LipKernelConv2d(
+                shape[0], out_channels, kernel_size, stride, padding=self.padding, activation=self.activation,
+                bias=bias, image_size=shape[1:], device=device, dtype=dtype,
+            )  # fmt: skip
         return SandwichConv2d(
             shape[0], out_channels, kernel_size, stride, parametrization=self.parametrization, padding=self.padding,
             outer=self.outer, activation=self.activation, bias=bias, image_size=shape[1:], device=device, dtype=dtype,
