@@ -11,9 +11,10 @@ $A A^T + B(\omega) B(\omega)^H \preceq I$ at every frequency, by the bounded rea
 (Pauli, Wang, Manchester & Allgoewer, *Lipschitz-bounded 1D convolutional neural networks using the Cayley transform and
 the controllability Gramian*, CDC 2023). Since N is nilpotent, $T = I + \sum_j N^j R N^{jT}$ is a finite sum.
 
-$R = \epsilon I + H^T H$ with ||H|| confined keeps F well conditioned by construction: its smallest eigenvalue is at
-least $\epsilon / (1 + l (\epsilon + \|H\|^2))$ in the metric diag(P, I), so its Cholesky factor, always computed in
-float64, exists without a shift.
+$R = \epsilon I + H^T H (I + H^T H / \bar r)^{-1}$ has eigenvalues between $\epsilon$ and $\epsilon + \bar r$ for every
+H, which keeps F well conditioned by construction: its smallest eigenvalue is at least
+$\epsilon / (1 + l (\epsilon + \bar r))$ in the metric diag(P, I), so its Cholesky factor, always computed in float64,
+exists without a shift.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustnn.linalg import frobenius_norm
+from robustnn.linalg import accretive_inverse, frobenius_norm
 from robustnn.params.direct import SandwichParams, init_sandwich
+from robustnn.params.fused import RADIUS_LIMIT
 from robustnn.params.maps import sandwich_factors
 
 __all__ = ["FIRParams", "fir_kernel", "init_fir", "storage_root"]
 
 _EPSILON = 1e-6
-_LIMIT = 3.0
+_LARGEST = 100.0
 
 
 class FIRParams(NamedTuple):
@@ -117,11 +119,11 @@ def storage_root(storage: Tensor, n_in: int, taps: int) -> Tensor:
         Shape (l n_in, l n_in), oldest sample first. NaN where H is not finite.
     """
     dtype, storage = storage.dtype, storage.double()
-    norm = frobenius_norm(storage)  # at least the spectral norm
-    h = storage * (_LIMIT / norm.clamp_min(_LIMIT))
+    h = storage * (RADIUS_LIMIT / frobenius_norm(storage).clamp_min(RADIUS_LIMIT))
     states = len(h)
     identity = torch.eye(states, dtype=h.dtype, device=h.device)
-    r = _EPSILON * identity + h.mT @ h
+    m = accretive_inverse(identity + h.mT @ h / _LARGEST)
+    r = (_EPSILON + _LARGEST) * identity - 0.5 * _LARGEST * (m + m.mT)
     # N shifts blocks towards the front: block i of N x is block i + 1 of x, and E u is the last block.
     gramian = identity
     term = r

@@ -73,8 +73,8 @@ def test_factor_of_the_storage(case: tuple[int, int, int]) -> None:
     shift[:-n_in, n_in:] = torch.eye(states - n_in)
     enter = torch.zeros(states, n_in, dtype=torch.float64)
     enter[-n_in:] = torch.eye(n_in)
-    h = h * 3.0 / max(float(h.norm()), 3.0)
-    r = h.mT @ h + 1e-6 * torch.eye(states, dtype=torch.float64)
+    identity = torch.eye(states, dtype=torch.float64)
+    r = h.mT @ h @ torch.linalg.inv(identity + h.mT @ h / 100.0) + 1e-6 * identity
     gramian = sum(
         torch.linalg.matrix_power(shift, j) @ (r + enter @ enter.mT) @ torch.linalg.matrix_power(shift, j).mT
         for j in range(taps - 1)
@@ -85,6 +85,16 @@ def test_factor_of_the_storage(case: tuple[int, int, int]) -> None:
     root = storage_root(h, n_in, taps)
     torch.testing.assert_close(root.mT @ root, f, rtol=1e-9, atol=1e-10)
     assert torch.linalg.eigvalsh(f).min() > 0
+
+
+@pytest.mark.parametrize("n_in", [2, 12])
+def test_taps_of_equal_size_are_reached_at_any_width(n_in: int) -> None:
+    """The blocks of F along its diagonal add up to the unit matrix; R as here makes them equal."""
+    taps = 4
+    r = torch.tensor([taps / ((j + 1) * (j + 2)) for j in range(taps - 1)], dtype=torch.float64) - 1e-6
+    h = torch.diag((r / (1.0 - r / 100.0)).sqrt().repeat_interleave(n_in))
+    energies = storage_root(h, n_in, taps).square().sum(0).unflatten(0, (taps, n_in)).sum(1)
+    torch.testing.assert_close(energies, torch.full_like(energies, n_in / taps), rtol=1e-5, atol=0.0)
 
 
 def test_filters_that_are_no_part_of_an_orthogonal_one() -> None:
