@@ -5,6 +5,7 @@ scores (Wang & Manchester, ICML 2023, section 6.2). The certificate is proved fr
 same images are attacked by projected gradients. The share that survives can only lie above the certified one.
 
     python -m experiments.classification --mnist     # 10,000 digits, one core: a minute per training
+    python -m experiments.classification --lipkernel # the same with LipKernel layers
     python -m experiments.classification --cifar     # CIFAR-10 as JPEG, for a GPU
     python -m experiments.classification --cifar100  # the tables of the paper, for a GPU; so is --certified
     python -m experiments.classification --digits    # needs scikit-learn
@@ -24,7 +25,16 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from experiments.classification_study import distributed, report
-from experiments.classification_study.config import CERTIFIED, CIFAR, CIFAR100, DIGITS, MNIST, SMOKE, Config
+from experiments.classification_study.config import (
+    CERTIFIED,
+    CIFAR,
+    CIFAR100,
+    DIGITS,
+    LIPKERNEL,
+    MNIST,
+    SMOKE,
+    Config,
+)
 from experiments.classification_study.train import train_along, train_and_measure
 from experiments.command import Size, run_experiment
 from robustnn.runs import RunFolder
@@ -33,6 +43,9 @@ from robustnn.sweep import Task
 SIZES = {
     "full": Size(MNIST, "classification_mnist", "10,000 digits of MNIST", committed=True),
     "mnist": Size(MNIST, "classification_mnist", "10,000 digits of MNIST (the default)", committed=True),
+    "lipkernel": Size(
+        LIPKERNEL, "classification_mnist_lipkernel", "the same with LipKernel layers", committed=True
+    ),
     "cifar": Size(
         CIFAR, "classification_cifar", "CIFAR-10 as JPEG, small network, for a GPU", committed=True
     ),

@@ -12,6 +12,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "classification.md"
 # Block of the document: run folder and command line option.
 RUNS = {
     "mnist": ("classification_mnist", "--mnist"),
+    "lipkernel": ("classification_mnist_lipkernel", "--lipkernel"),
     "cifar": ("classification_cifar", "--cifar"),
     "cifar100": ("classification_cifar100", "--cifar100"),
     "certified": ("classification_certified", "--certified"),

@@ -172,6 +172,6 @@ def _network(
         raise invalid("layer", f"one of {', '.join(LAYERS)}", repr(layer), "Choose one of these.")
     return ConvLBDN(
         shape, conv, dense, n_out, lipschitz=gamma, device=device,
-        parametrization="fft" if layer == "sandwich-fft" else "kernel",
+        parametrization={"sandwich-fft": "fft", "lipkernel": "lipkernel"}.get(layer, "kernel"),
         outer="pointwise" if layer == "sandwich" else "kernel",
     )  # fmt: skip

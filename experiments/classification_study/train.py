@@ -18,6 +18,7 @@ from experiments.classification_study.attack import attacked_correct, autoattack
 from experiments.classification_study.certificate import certified_radii, exact
 from experiments.classification_study.config import Config, Model
 from experiments.classification_study.data import Images, as_pixels, augmented, load_images
+from experiments.classification_study.jitter import jittered
 from experiments.classification_study.losses import LOSSES
 from experiments.classification_study.networks import Classifier, build, is_spectral, n_parameters
 from robustnn.errors import CheckpointError, invalid
@@ -181,6 +182,8 @@ def _one_epoch(config: Config, state: _State, data: Images, epoch: int) -> float
         images, labels = as_pixels(data.train[index], device), data.train_labels[index].to(device)
         if config.augment:
             images = augmented(images, state.generator)  # as a whole, so that all processes draw the same
+        if config.jitter:
+            images = jittered(images, state.generator, config.jitter)
         images, labels = distributed.share(images), distributed.share(labels)
         state.optimizer.zero_grad(set_to_none=True)
         with state.autocast():
