@@ -13,6 +13,8 @@ id                                      plant
 "robustnn/DoubleIntegrator-v0"          `DoubleIntegrator`: mass with a limited force
 ======================================  =====================================================================
 
+`DotImageEnv`, a small task of images, is made by its constructor.
+
 The qualified form, `"robustnn.envs:robustnn/PendulumSwingUp-v0"`, makes gymnasium import this module first and so also
 works in worker processes.
 """
@@ -25,6 +27,7 @@ from robustnn.envs.cart_pole import CartPole as CartPole
 from robustnn.envs.cart_pole import CartPoleBalanceEnv as CartPoleBalanceEnv
 from robustnn.envs.cart_pole import CartPoleSwingUp as CartPoleSwingUp
 from robustnn.envs.cart_pole import CartPoleSwingUpEnv as CartPoleSwingUpEnv
+from robustnn.envs.dot_image import DotImageEnv as DotImageEnv
 from robustnn.envs.double_integrator import DoubleIntegrator as DoubleIntegrator
 from robustnn.envs.double_integrator import DoubleIntegratorEnv as DoubleIntegratorEnv
 from robustnn.envs.gym_env import PlantEnv as PlantEnv

@@ -11,10 +11,11 @@ import torch
 from robustnn.cli.certify import environment_of
 from robustnn.cli.models import load_model
 from robustnn.cli.options import add_command, add_model_options, check_device
+from robustnn.errors import UnsupportedSpaceError
 from robustnn.nn import MLP
 from robustnn.nn.export import save_network
 from robustnn.params import ExplicitMLP
-from robustnn.policies import deploy, save_deployed
+from robustnn.policies import DeployedImagePolicy, deploy, save_deployed
 
 __all__ = ["add_to"]
 
@@ -51,6 +52,11 @@ def _run(arguments: argparse.Namespace) -> None:
     vec_env = environment_of(model, arguments)
     # Without an environment there is no normalisation: the policy alone.
     deployed = deploy(model if vec_env is not None else model.policy, vec_env)
+    if isinstance(deployed, DeployedImagePolicy):
+        raise UnsupportedSpaceError(
+            "model: expected a policy of vectors, got one of images. Use deploy(model).to_onnx(path) in Python, and "
+            "deploy(model).bound() for what is proved of its weights."
+        )
     if arguments.onnx is not None:
         bound = save_deployed(deployed, arguments.onnx, search=arguments.search)
         print(bound)

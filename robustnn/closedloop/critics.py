@@ -16,7 +16,7 @@ from robustnn.closedloop.padded import padded
 from robustnn.errors import InvalidArgumentError, invalid
 from robustnn.params.explicit import ExplicitMLP
 from robustnn.policies.action_map import action_map
-from robustnn.policies.networks import Decider
+from robustnn.policies.networks import Decider, decider_of
 from robustnn.policies.normalization import Normalization, normalization_of
 
 __all__ = ["Critic", "Takes", "critic_of"]
@@ -157,6 +157,7 @@ def critic_of(model: Any, vec_env: VecEnv | None = None, *, dtype: torch.dtype =
         network = _explicit(body, policy.vf_features_extractor, 0, 0, dtype)
         return Critic((network,), "observation", normalization).to(network.weights[0].device, dtype)
     if hasattr(policy, "q_net") or hasattr(policy, "quantile_net"):
+        decider_of(policy)  # refuses policies of images
         decider = action_map(policy, vec_env, dtype=dtype)
         return Critic((decider.network,), "choice", decider.normalization)
     critic = getattr(policy, "critic", None)

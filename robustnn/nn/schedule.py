@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustnn.errors import check_positive, check_positive_int, invalid
+from robustnn.nn.bounded import BoundedNet
 from robustnn.nn.lbdn import LBDN
 
 __all__ = ["LipschitzSchedule", "lipschitz_penalty"]
@@ -66,15 +67,18 @@ class LipschitzSchedule:
         (8.0, 8.0)
     """
 
-    def __init__(self, net: LBDN, final: float, steps: int, *, kind: str = "geometric") -> None:
-        if not isinstance(net, LBDN) or net.log_lipschitz is not None:
+    def __init__(self, net: LBDN | BoundedNet, final: float, steps: int, *, kind: str = "geometric") -> None:
+        if not isinstance(net, (LBDN, BoundedNet)) or getattr(net, "log_lipschitz", None) is not None:
             raise invalid(
-                "net", "an LBDN with a fixed bound", type(net).__name__, "Use trainable_lipschitz=False."
+                "net",
+                "an LBDN or ConvLBDN with a fixed bound",
+                type(net).__name__,
+                "Use trainable_lipschitz=False.",
             )
         if kind not in ("geometric", "linear"):
             raise invalid("kind", "'geometric' or 'linear'", repr(kind), "Choose one of these.")
         self.net = net
-        self.initial = net.lipschitz
+        self.initial = check_positive("net.lipschitz", net.lipschitz)
         self.final = check_positive("final", final)
         self.steps = check_positive_int("steps", steps)
         self.kind = kind

@@ -12,13 +12,15 @@ from robustnn.policies.capacity import n_parameters as n_parameters
 from robustnn.policies.cnn import LBDNCnnDQNPolicy as LBDNCnnDQNPolicy
 from robustnn.policies.cnn import LBDNCnnPolicy as LBDNCnnPolicy
 from robustnn.policies.convert import convert_policy as convert_policy
-from robustnn.policies.deploy import DeployedPolicy as DeployedPolicy
 from robustnn.policies.deploy import deploy as deploy
 from robustnn.policies.deploy_files import load_deployed as load_deployed
 from robustnn.policies.deploy_files import save_deployed as save_deployed
 from robustnn.policies.deploy_files import verify_deployed as verify_deployed
+from robustnn.policies.deploy_images import DeployedImagePolicy as DeployedImagePolicy
+from robustnn.policies.deployed import DeployedPolicy as DeployedPolicy
 from robustnn.policies.extractors import ObservationScale as ObservationScale
 from robustnn.policies.finetune import fine_tune as fine_tune
+from robustnn.policies.image_map import ImageMap as ImageMap
 from robustnn.policies.normalization import Normalization as Normalization
 from robustnn.policies.observation import flatten_observation as flatten_observation
 from robustnn.policies.off_policy import LBDNDQNPolicy as LBDNDQNPolicy

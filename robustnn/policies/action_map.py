@@ -16,10 +16,10 @@ from torch import Tensor
 from robustnn.bounds import network_sha256
 from robustnn.errors import InvalidArgumentError, UnsupportedSpaceError
 from robustnn.params.explicit import ExplicitMLP
-from robustnn.policies.networks import check_methods, decider_of
-from robustnn.policies.normalization import Normalization, feeding_env, normalization_of
+from robustnn.policies.networks import check_methods, decider_of, image_policy
+from robustnn.policies.normalization import Normalization, feeding_env, image_env, normalization_of
 
-__all__ = ["ActionMap", "action_map"]
+__all__ = ["ActionMap", "action_map", "choices_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,14 +187,15 @@ def action_map(
     Works for the policies of this package and for SB3's own, of every algorithm that `policy_bound` knows.
 
     Args:
-        policy: The policy or the model, with vector observations.
+        policy: The policy or the model.
         vec_env: The vector environment whose `VecNormalize`, if any, feeds the policy; None for the model's own, as in
             `policy_bound`.
         dtype: Dtype of the result; float64 evaluates the float32 weights without further rounding.
 
     Returns:
         Flat raw observation (`robustnn.policies.flatten_observation`) -> what `predict(..., deterministic=True)`
-        returns, or the logits or Q-values it compares, on the policy's device, without graph.
+        returns, or the logits or Q-values it compares, on the policy's device, without graph. For policies of images
+        an `ImageMap`, of raw images with their channels first.
 
     Raises:
         InvalidArgumentError: If a part of the policy is not a plain feed-forward network.
@@ -206,6 +207,10 @@ def action_map(
         >>> action_map(model.policy)(torch.zeros(4, 3, dtype=torch.float64)).shape
         torch.Size([4, 1])
     """
+    images = image_policy(policy)
+    if images is not None:
+        found: ActionMap = images.action_map(image_env(policy, vec_env), dtype=dtype)
+        return found
     decider = decider_of(policy)
     vec_env = feeding_env(policy, vec_env)
     policy = getattr(policy, "policy", policy)
@@ -229,12 +234,24 @@ def action_map(
         )
         result = replace(result, low=low, high=high)
     else:
-        kind, choices = _choices(space, decider.n_outputs)
+        kind, choices = choices_of(space, decider.n_outputs)
         result = replace(result, kind=kind, choices=choices)
     return result.to(device=device, dtype=dtype)
 
 
-def _choices(space: spaces.Space, n_outputs: int) -> tuple[str, tuple[int, ...]]:
+def choices_of(space: spaces.Space, n_outputs: int) -> tuple[str, tuple[int, ...]]:
+    """Return the kind of discrete actions, and the numbers of scores that belong together; see `ActionMap`.
+
+    Args:
+        space: The action space.
+        n_outputs: Number of scores that the network computes.
+
+    Returns:
+        Kind and numbers.
+
+    Raises:
+        UnsupportedSpaceError: If the space is another.
+    """
     if isinstance(space, spaces.Discrete):
         return "discrete", (int(space.n),)
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:

@@ -12,7 +12,6 @@ from robustnn.errors import check_positive, check_positive_int, invalid
 from robustnn.nn.schedule import LipschitzSchedule
 from robustnn.policies.empirical import empirical_lipschitz
 from robustnn.policies.freeze import FreezeWeights
-from robustnn.policies.observation import is_one_hot
 
 __all__ = ["FreezeWeights", "LogLipschitz", "ScheduleLipschitz"]
 
@@ -24,7 +23,7 @@ class LogLipschitz(BaseCallback):
 
     * `lipschitz/gamma`: the bound of the network, in the scaled units of the policy.
     * `lipschitz/raw_observation`: the plain bound from raw observation to action (`bound.plain`), at the present
-      statistics of `VecNormalize`.
+      statistics of `VecNormalize`; for images per unit of a uint8 pixel.
     * `lipschitz/empirical`: a lower bound of the same gain, found by gradient ascent near recently seen observations
       (`empirical_lipschitz`).
 
@@ -87,7 +86,7 @@ class LogLipschitz(BaseCallback):
         self._next = self.num_timesteps + every
         bound = self._bound()
         self.logger.record("lipschitz/gamma", bound.lipschitz)
-        if is_one_hot(self.model.observation_space).all():
+        if bound.one_hot and all(bound.one_hot):
             return
         self.logger.record("lipschitz/raw_observation", bound.plain)
         if self.empirical_every is not None and self.num_timesteps >= self._next_empirical:

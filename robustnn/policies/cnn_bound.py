@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
+from dataclasses import dataclass
 
-import torch
 from stable_baselines3.common.vec_env import (
     VecCheckNan,
     VecEnv,
@@ -18,37 +17,95 @@ from stable_baselines3.common.vec_env import (
 )
 
 from robustnn.errors import ShapeError, invalid
-from robustnn.nn.conv_lbdn import ConvLBDN
 from robustnn.policies.bound import Bound, Stage
 from robustnn.policies.wrappers import drifts_inside, environment_notes
 
-__all__ = ["image_bound"]
+__all__ = ["ImageChain", "image_chain"]
 
 # Wrappers that pass images on unchanged, or with their axes in another order.
 _PASSING = (VecCheckNan, VecMonitor, VecTransposeImage, VecVideoRecorder)
 _ORDER = "Components are those of the image with its channels first, frames one after the other."
 
 
-def image_bound(
-    net: ConvLBDN, factor: float, output: str, vec_env: VecEnv | None = None, *, require_frozen: bool = True
-) -> Bound:
-    r"""Return the bound from raw images to outputs, $\gamma/255$ in plain l2 norms, with its stages.
+@dataclass(frozen=True)
+class ImageChain:
+    """What stands around the network of a policy of images.
+
+    Attributes:
+        shape: Channels of all frames, height and width of the images.
+        frames: Number of frames that an observation stacks.
+        white: What raw pixels are divided by.
+        output: "action", "logits" or "Q-values".
+        notes: What else there is to know.
+    """
+
+    shape: tuple[int, int, int]
+    frames: int
+    white: float
+    output: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The pixel of a single frame that every component comes from, `o[channel,row,column]`."""
+        channels, height, width = self.shape
+        single = channels // self.frames
+        frame = tuple(f"o[{c},{y},{x}]" for c in range(single) for y in range(height) for x in range(width))
+        return frame * self.frames
+
+    def bound(self, gamma: float, n_out: int, note: str, network_sha256: str = "") -> Bound:
+        r"""Return the bound from raw images to outputs, $\gamma/255$ in plain l2 norms, with its stages.
+
+        Args:
+            gamma: Bound of the network, per pixel from black to white.
+            n_out: Number of outputs.
+            note: Where gamma comes from.
+            network_sha256: Digest of the `ImageMap` that the bound is about, or "".
+
+        Returns:
+            The bound.
+        """
+        stages = []
+        if self.frames > 1:
+            stacked = f"{math.sqrt(self.frames):.4g} for an error in every frame"
+            stages.append(Stage(f"{self.frames} stacked frames", 1.0, stacked))
+        if self.white != 1.0:
+            stages.append(Stage("pixels in [0, 1]", 1.0 / self.white, f"uint8 divided by {self.white:g}"))
+        stages.append(Stage("network", gamma, note))
+        if self.output == "action":
+            stages.append(Stage("clipped to limits", 1.0))
+        return Bound(
+            gamma, (self.white,) * math.prod(self.shape), (1.0,) * n_out, self.frames, self.output, tuple(stages),
+            names=self.names, notes=(_ORDER, *self.notes), network_sha256=network_sha256,
+        )  # fmt: skip
+
+
+def image_chain(
+    shape: tuple[int, int, int],
+    white: float,
+    output: str,
+    vec_env: VecEnv | None = None,
+    *,
+    require_frozen: bool = True,
+) -> ImageChain:
+    """Return what stands around the network of a policy of images.
 
     Args:
-        net: The network, from pixels divided by `factor` to outputs.
-        factor: What raw pixels are divided by, 255.
+        shape: Channels, height and width of the images that the network takes.
+        white: What raw pixels are divided by, 255.
         output: "action", "logits" or "Q-values".
         vec_env: The vector environment, for its `VecFrameStack`; None for one frame.
         require_frozen: Whether to refuse environments that normalise by statistics that still change.
 
     Returns:
-        The bound.
+        The chain.
 
     Raises:
         InvalidArgumentError: If a wrapper changes images in another way.
         ShapeError: If the environment returns images of another size.
     """
-    channels, height, width = net.input_shape
+    if vec_env is not None and not isinstance(vec_env, VecEnv):
+        raise invalid("vec_env", "a VecEnv or None", type(vec_env).__name__, "Pass model.get_env().")
     frames = _frames(vec_env)
     if require_frozen and drifts_inside(vec_env):
         raise invalid(
@@ -56,31 +113,14 @@ def image_bound(
             "Leave it out: images are divided by 255.",
         )  # fmt: skip
     if vec_env is not None:
-        shape = vec_env.observation_space.shape
-        size = 0 if shape is None else math.prod(shape)
-        if size != math.prod(net.input_shape) or channels % frames:
+        found = vec_env.observation_space.shape
+        size = 0 if found is None else math.prod(found)
+        if size != math.prod(shape) or shape[0] % frames:
             raise ShapeError(
-                f"vec_env: expected images of {net.input_shape} in {frames} frames, got {shape}. Pass the vector "
+                f"vec_env: expected images of {shape} in {frames} frames, got {found}. Pass the vector "
                 "environment that the policy was trained with, and all wrappers outside it."
             )
-    single = channels // frames
-    names = tuple(
-        f"o[{c % single},{y},{x}]" for c in range(channels) for y in range(height) for x in range(width)
-    )
-    stages = []
-    if frames > 1:
-        stages.append(
-            Stage(f"{frames} stacked frames", 1.0, f"{math.sqrt(frames):.4g} for an error in every frame")
-        )
-    if factor != 1.0:
-        stages.append(Stage("pixels in [0, 1]", 1.0 / factor, f"uint8 divided by {factor:g}"))
-    stages.append(Stage("network", net.lipschitz, "by construction"))
-    if output == "action":
-        stages.append(Stage("clipped to limits", 1.0))
-    return Bound(
-        net.lipschitz, (factor,) * len(names), (1.0,) * net.out_features, frames, output, tuple(stages),
-        names=names, notes=(_ORDER, *environment_notes(vec_env)), network_sha256=_digest(net),
-    )  # fmt: skip
+    return ImageChain(shape, frames, white, output, environment_notes(vec_env))
 
 
 def _frames(vec_env: VecEnv | None) -> int:
@@ -105,15 +145,3 @@ def _frames(vec_env: VecEnv | None) -> int:
             )  # fmt: skip
         vec_env = vec_env.venv
     return found
-
-
-@torch.no_grad()
-def _digest(net: ConvLBDN) -> str:
-    """Digest of the explicit weights, in float64."""
-    found = hashlib.sha256(b"robustnn image network 1")
-    for stage in net.explicit().stages:
-        found.update(type(stage).__name__.encode())
-        for name, tensor in stage.tensors().items():
-            found.update(f"{name} {tuple(tensor.shape)}".encode())
-            found.update(tensor.detach().cpu().double().contiguous().numpy().astype("<f8").tobytes())
-    return found.hexdigest()

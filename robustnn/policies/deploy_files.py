@@ -28,11 +28,19 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from robustnn.bounds import Certificate
-from robustnn.errors import CertificateError, CheckpointError, InvalidArgumentError, invalid
+from robustnn.errors import (
+    CertificateError,
+    CheckpointError,
+    InvalidArgumentError,
+    UnsupportedSpaceError,
+    invalid,
+)
 from robustnn.files import atomic_write_bytes, atomic_write_text
 from robustnn.policies.bound import Bound
-from robustnn.policies.deploy import DeployedPolicy, Proof, deploy
+from robustnn.policies.deploy import deploy
+from robustnn.policies.deploy_images import DeployedImagePolicy
 from robustnn.policies.deploy_onnx import onnx_bytes, read_network, same_graph
+from robustnn.policies.deployed import DeployedPolicy, Proof
 from robustnn.policies.normalization import Normalization
 from robustnn.policies.pipeline import Pipeline, has_two_scores, in_two_parts
 from robustnn.policies.space_json import space_from_json, space_to_json
@@ -68,6 +76,7 @@ def save_deployed(
             besides its weights.
         CertificateError: If the weights have no certificate.
         CheckpointError: If the ONNX model does not reproduce the policy.
+        UnsupportedSpaceError: If it is a policy of images.
         RobustNNError: If onnx or safetensors is not installed.
         OSError: If the folder cannot be written.
 
@@ -78,6 +87,11 @@ def save_deployed(
         policy = deploy(policy, vec_env)
     elif vec_env is not None:
         raise invalid("vec_env", "None for a deployed policy", "an environment", "Pass it to deploy().")
+    if isinstance(policy, DeployedImagePolicy):
+        raise UnsupportedSpaceError(
+            "policy: expected one of vectors for a folder with a certificate, got one of images. Use "
+            "deploy(model).to_onnx(path) for the model, and deploy(model).certificate() for the proof."
+        )
     deployed = _canonical(policy)
     target = Path(folder).resolve()
     _check_target(target)

@@ -11,7 +11,7 @@ from torch import Tensor
 from robustnn.errors import CheckpointError
 from robustnn.nn.onnx_model import check_outputs, finished_model, network_nodes, require_onnx, rounding
 from robustnn.params.explicit import ExplicitMLP
-from robustnn.policies.deploy import DeployedPolicy
+from robustnn.policies.deployed import DeployedPolicy
 
 __all__ = ["onnx_bytes", "read_network", "same_graph"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from torch import Tensor
 from robustnn.bounds.lower import lower_bound
 from robustnn.errors import UnsupportedSpaceError, invalid
 from robustnn.policies.action_map import action_map
-from robustnn.policies.networks import decider_of
+from robustnn.policies.networks import decider_of, image_policy
 from robustnn.policies.normalization import normalization_of
 from robustnn.policies.observation import flatten_observation, is_one_hot, parts
 
 __all__ = ["empirical_lipschitz", "recent_observations"]
+
+_PIXELS = 200_000
 
 
 def recent_observations(model: BaseAlgorithm, count: int) -> NDArray[np.float64]:
@@ -33,7 +36,7 @@ def recent_observations(model: BaseAlgorithm, count: int) -> NDArray[np.float64]
             transitions as 16 times this number.
 
     Returns:
-        Flat raw observations, shape (n, n_obs), n <= count.
+        Flat raw observations, shape (n, n_obs), n <= count; images with their channels first.
 
     Raises:
         InvalidArgumentError: If nothing has been collected yet.
@@ -62,6 +65,9 @@ def recent_observations(model: BaseAlgorithm, count: int) -> NDArray[np.float64]
         return array[steps].reshape(-1, *(part.shape or ()))
 
     stored: Any = buffer.observations
+    if image_policy(model) is not None:
+        images = rows(stored, space).reshape(-1, math.prod(space.shape or ()))
+        return images[_spread(len(images), count)].astype(np.float64)
     if isinstance(space, spaces.Dict):
         stored = {key: rows(stored[key], part) for key, part in parts(space)}
     else:
@@ -82,7 +88,8 @@ def empirical_lipschitz(
     Gradient ascent over the whole deterministic predict path, `VecNormalize`, clipping and squashing included
     (`robustnn.bounds.lower_bound`). Discrete parts of an observation stay as they were seen. The result does not
     exceed `policy_bound(...).plain` of the same moment, which holds everywhere; if it is far smaller, the policy does
-    not use its bound where it goes.
+    not use its bound where it goes. Of a policy of images so few images are taken that they have no more than 200,000
+    pixels together.
 
     Args:
         model: A model that has collected observations.
@@ -97,6 +104,8 @@ def empirical_lipschitz(
         InvalidArgumentError: If nothing has been collected yet, or the policy is no feed-forward network.
         UnsupportedSpaceError: If no component of the observation is continuous.
     """
+    if image_policy(model) is not None:
+        return _of_images(model, starts, iterations, seed)
     env, space = model.get_env(), model.observation_space
     function, normalization = action_map(model, env), normalization_of(env, space)
     device = function.network.weights[0].device
@@ -122,6 +131,21 @@ def empirical_lipschitz(
         radius=min(0.05, 0.04 / unit), generator=torch.Generator(device=device).manual_seed(seed),
     )  # fmt: skip
     return found.value / unit
+
+
+def _of_images(model: BaseAlgorithm, starts: int, iterations: int, seed: int) -> float:
+    """As `empirical_lipschitz`, for a policy of images."""
+    shape = model.observation_space.shape or ()
+    few = max(1, min(starts, _PIXELS // math.prod(shape)))
+    function = action_map(model, model.get_env())
+    device = function.network.weights[0].device
+    points = torch.as_tensor(recent_observations(model, few), device=device)
+    # Steps and pairs of a few units of a uint8 pixel: what differs from frame to frame is larger.
+    found = lower_bound(
+        lambda flat: function(flat.unflatten(-1, shape)), points, iterations=iterations, lr=1.0, radius=2.0,
+        generator=torch.Generator(device=device).manual_seed(seed),
+    )  # fmt: skip
+    return found.value
 
 
 def _spread(size: int, count: int) -> NDArray[np.int64]:

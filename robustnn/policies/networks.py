@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
 from torch import nn
 
-from robustnn.errors import InvalidArgumentError, invalid
+from robustnn.errors import InvalidArgumentError, UnsupportedSpaceError, invalid
 from robustnn.nn.bounded import BoundedNet
 from robustnn.nn.convert import as_explicit
 from robustnn.nn.lbdn import LBDN
@@ -20,7 +20,7 @@ from robustnn.params.explicit import ExplicitMLP
 from robustnn.policies.extractors import ObservationScale
 from robustnn.policies.observation import size_of
 
-__all__ = ["Decider", "check_methods", "decider_of"]
+__all__ = ["Decider", "check_methods", "decider_of", "image_policy"]
 
 # What the deterministic action passes through. A method of another package may do anything to it.
 _PACKAGES = ("stable_baselines3", "sb3_contrib", "robustnn")
@@ -114,9 +114,15 @@ def decider_of(policy: Any) -> Decider:
 
     Raises:
         InvalidArgumentError: If the policy is of another kind; a recurrent one has no static bound.
+        UnsupportedSpaceError: If it is one of images.
     """
-    policy = getattr(policy, "policy", policy)
-    policy = getattr(policy, "_orig_mod", policy)  # of torch.compile
+    images = image_policy(policy)
+    if images is not None:
+        raise UnsupportedSpaceError(
+            f"policy: expected one of vectors, got {type(images).__name__}, one of images. What there is for images: "
+            "policy_bound, action_map, deploy, decision_radius() of the policy, LogLipschitz and ScheduleLipschitz."
+        )
+    policy = _inner(policy)
     if hasattr(policy, "lstm_actor"):
         raise invalid(
             "policy", "a policy without memory", type(policy).__name__,
@@ -126,6 +132,24 @@ def decider_of(policy: Any) -> Decider:
     if isinstance(policy, BasePolicy):
         return _of_policy(policy)
     raise _unknown(policy)
+
+
+def image_policy(policy: Any) -> Any | None:
+    """Return the policy of images (`LipschitzImagePolicy`) of a model, or None if it is one of vectors.
+
+    Args:
+        policy: A policy or a model, perhaps compiled.
+
+    Returns:
+        The policy itself, or None.
+    """
+    policy = _inner(policy)
+    return policy if getattr(type(policy), "of_images", False) else None
+
+
+def _inner(policy: Any) -> Any:
+    policy = getattr(policy, "policy", policy)
+    return getattr(policy, "_orig_mod", policy)  # of torch.compile
 
 
 def check_methods(policy: Any) -> None:

@@ -19,7 +19,7 @@ from robustnn.errors import ShapeError, check_nonnegative, invalid
 from robustnn.policies.observation import parts, size_of
 from robustnn.policies.wrappers import check_spaces, drifts_inside, stack_of, wrappers_of
 
-__all__ = ["Normalization", "check_frozen", "feeding_env", "is_drifting", "normalization_of"]
+__all__ = ["Normalization", "check_frozen", "feeding_env", "image_env", "is_drifting", "normalization_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +121,20 @@ def feeding_env(owner: Any, vec_env: VecEnv | None) -> VecEnv | None:
             "observations.",
         )  # fmt: skip
     return vec_env
+
+
+def image_env(owner: Any, vec_env: VecEnv | None) -> VecEnv | None:
+    """Return the vector environment of a policy of images: the one given, or else the model's own.
+
+    Args:
+        owner: A policy, which has no environment, or a model.
+        vec_env: The one that the user gave, or None.
+
+    Returns:
+        The vector environment, or None.
+    """
+    get_env = getattr(owner, "get_env", None)
+    return get_env() if vec_env is None and get_env is not None else vec_env
 
 
 def _normalises(vec_env: VecEnv) -> bool:

@@ -7,6 +7,7 @@ Lipschitz bound, which is never worse than the product of the plain factors:
 stage                                  effect on $\|\Delta\|$
 =====================================  ==========================================================
 `VecFrameStack` of k frames            an error in every frame counts $\sqrt k$ times one error
+images                                 every pixel multiplied by 1/255
 `VecNormalize` (frozen statistics)     component i multiplied by $1/\sqrt{var_i + \epsilon}$; clipping <= 1
 one-hot code of a discrete quantity    a jump of $\sqrt2$ (binary: 1); no small change exists
 observation scale D                    component i multiplied by $1/d_i$
@@ -34,8 +35,14 @@ from robustnn.errors import invalid
 from robustnn.policies.action_map import action_map
 from robustnn.policies.action_range import half_range
 from robustnn.policies.bound import Bound, Stage
-from robustnn.policies.networks import Decider, check_methods, decider_of
-from robustnn.policies.normalization import check_frozen, feeding_env, is_drifting, normalization_of
+from robustnn.policies.networks import Decider, check_methods, decider_of, image_policy
+from robustnn.policies.normalization import (
+    check_frozen,
+    feeding_env,
+    image_env,
+    is_drifting,
+    normalization_of,
+)
 from robustnn.policies.observation import is_one_hot
 from robustnn.policies.stages import Chain
 from robustnn.policies.wrappers import drifts_inside, environment_notes, frames_of, sensor_names
@@ -50,7 +57,7 @@ def policy_bound(
 
     Args:
         policy: A policy or a model: of this package, or SB3's own (PPO, A2C, TRPO, MaskablePPO, SAC, TD3, DDPG, TQC,
-            DQN, QRDQN).
+            DQN, QRDQN). A policy of images is one of this package.
         vec_env: The vector environment that feeds it, for its `VecNormalize` and `VecFrameStack`; None for the model's
             own. A raw observation is what the environments inside it return; what gymnasium wrappers do before is part
             of the plant, and is noted where it can be seen. For a policy, and for a model that was loaded without an
@@ -58,8 +65,8 @@ def policy_bound(
         require_frozen: Whether to refuse statistics that still change. Without it the bound is that of this moment,
             and carries no digests.
         method: "declared" for the bound that the network's construction guarantees, "lipsdp" for the tightest one
-            computed from its weights (seconds for two layers of 64, up to a minute for 400 and 300), "auto" for the
-            first where there is one.
+            computed from its weights (seconds for two layers of 64, up to a minute for 400 and 300; not for images),
+            "auto" for the first where there is one.
 
     Returns:
         The bound with its stages.
@@ -76,6 +83,15 @@ def policy_bound(
     """
     if method not in ("auto", "declared", "lipsdp"):
         raise invalid("method", "'auto', 'declared' or 'lipsdp'", repr(method), "Choose one of these.")
+    images = image_policy(policy)
+    if images is not None:
+        if method == "lipsdp":
+            raise invalid(
+                "method", "'auto' or 'declared' for a policy of images", "'lipsdp'",
+                "LipSDP is for dense networks; deploy(model).certificate() proves the bound from the weights.",
+            )  # fmt: skip
+        found: Bound = images.bound(image_env(policy, vec_env), require_frozen=require_frozen)
+        return found
     decider = decider_of(policy)
     vec_env = feeding_env(policy, vec_env)
     policy = getattr(policy, "policy", policy)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import colorsys
 import importlib.util
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from experiments.classification_study.config import CERTIFIED, CIFAR, CIFAR100, MNIST, SMOKE, Config
 from experiments.classification_study.data import augmented, load_images
-from robustnn.errors import CheckpointError, InvalidArgumentError, RobustNNError
+from experiments.classification_study.jitter import jittered
+from experiments.classification_study.train import train
+from robustnn.errors import CheckpointError, InvalidArgumentError, RobustNNError, ShapeError
 
 DATA = Path(os.environ.get("ROBUSTNN_DATA", "missing"))
 
@@ -145,3 +150,72 @@ def test_augmentation_is_a_shift_and_a_mirror() -> None:
         part = padded[:, shifts[0, k] : shifts[0, k] + 9, shifts[1, k] : shifts[1, k] + 7]
         expected = part[..., ::-1] if mirror[k] else part
         assert np.array_equal(found[k].numpy(), expected)
+
+
+def changed_once(image: np.ndarray, kind: int, amount: float) -> np.ndarray:
+    """One operation of the jitter on one image, written pixel by pixel."""
+    if kind == 0:
+        found = amount * image
+    elif kind in (1, 2):
+        grey = 0.2989 * image[0] + 0.587 * image[1] + 0.114 * image[2]
+        found = amount * image + (1.0 - amount) * (grey.mean() if kind == 1 else grey)
+    else:
+        found = np.empty_like(image)
+        for y, x in np.ndindex(*image.shape[1:]):
+            hue, saturation, value = colorsys.rgb_to_hsv(*image[:, y, x])
+            found[:, y, x] = colorsys.hsv_to_rgb((hue + amount) % 1.0, saturation, value)
+    return np.clip(found, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_jitter_is_four_changes_in_random_order(strength: float) -> None:
+    images = torch.rand(12, 3, 4, 3, dtype=torch.float64)
+    images[0, :, 0, 0] = 0.4  # grey: it has no hue
+    images[1] = images[1, 0]
+    found = jittered(images, torch.Generator().manual_seed(5), strength)
+    generator = torch.Generator().manual_seed(5)
+    drawn, order = (
+        torch.rand(4, 12, generator=generator),
+        torch.rand(4, 12, generator=generator).argsort(dim=0),
+    )
+    limits = [(0.9, 1.1), (0.5, 2.0), (0.3, 2.0), (1.0 - 0.02, 1.0 + 0.02)]
+    assert len({tuple(column.tolist()) for column in order.T}) > 6
+    for k, image in enumerate(images.numpy()):
+        expected = image
+        for kind in order[:, k].tolist():
+            low, high = (1.0 + strength * (limit - 1.0) for limit in limits[kind])
+            amount = low + (high - low) * float(drawn[kind, k]) - (1.0 if kind == 3 else 0.0)
+            expected = changed_once(expected, kind, amount)
+        # Amounts are drawn in float32.
+        np.testing.assert_allclose(
+            found[k].numpy(), expected, rtol=0.0, atol=64 * torch.finfo(torch.float32).eps
+        )
+    assert not torch.allclose(found, images, atol=0.01) and 0.0 <= found.min() and found.max() <= 1.0
+
+
+def test_jitter_of_grey_images_strength_and_seed() -> None:
+    images = torch.rand(5, 1, 6, 6)
+    generator = torch.Generator().manual_seed(0)
+    found = jittered(images, generator)
+    assert found.shape == images.shape and not torch.equal(found, images)
+    assert torch.equal(found, jittered(images, torch.Generator().manual_seed(0)))
+    colour = torch.rand(5, 3, 6, 6)
+    unchanged = jittered(colour, generator, 0.0)
+    torch.testing.assert_close(unchanged, colour, rtol=0.0, atol=16 * torch.finfo(torch.float32).eps)
+    with pytest.raises(ShapeError, match="1 or 3 channels"):
+        jittered(torch.rand(5, 2, 6, 6), generator)
+    for strength in (-0.1, 1.5, float("nan")):
+        with pytest.raises(RobustNNError, match="jitter"):
+            jittered(images, generator, strength)
+
+
+def test_jitter_is_off_unless_asked_for_and_trained_with() -> None:
+    assert all(config.jitter == 1.0 for config in (CIFAR, CIFAR100, CERTIFIED))
+    assert all(config.jitter == 0.0 for config in (MNIST, SMOKE))
+    values = {name: value for name, value in vars(CIFAR).items() if name != "jitter"}
+    assert Config.of(values) == replace(CIFAR, jitter=0.0)  # as stored before there was any
+    config = replace(SMOKE, epochs=1, train_images=32)
+    data = load_images(config.dataset, config.image_size, 32, 8)
+    model = config.models[0]
+    losses = [train(replace(config, jitter=jitter), model, 0, data)[1] for jitter in (0.0, 1.0, 1.0)]
+    assert losses[0] != losses[1] == losses[2]

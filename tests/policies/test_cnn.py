@@ -7,90 +7,21 @@ import math
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
-from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3 import A2C, DQN
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 from torch import Tensor
 
 from robustnn.bounds import certify_cnn, image_lower_bound
+from robustnn.envs import DotImageEnv
 from robustnn.errors import InvalidArgumentError, ShapeError, UnsupportedSpaceError
-from robustnn.nn import ConvLBDN
 from robustnn.policies import FreezeWeights, LBDNCnnDQNPolicy, LBDNCnnPolicy
+from tests.policies.dots import FRAMES, LAYERS, make, raw_function, steep_
 
 EPS64 = torch.finfo(torch.float64).eps
-LAYERS: dict[str, Any] = {"conv": [(6, 3, 2)], "net_arch": [16]}
-
-
-class DotEnv(gymnasium.Env):
-    """A dot on 12 x 12 pixels that is to be moved to the middle; channels last."""
-
-    def __init__(self, actions: spaces.Space | None = None) -> None:
-        self.observation_space = spaces.Box(0, 255, (12, 12, 1), np.uint8)
-        self.action_space = spaces.Discrete(2) if actions is None else actions
-        self.column = self.time = 0
-
-    def reset(
-        self, *, seed: int | None = None, options: Any = None
-    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        super().reset(seed=seed)
-        self.column, self.time = int(self.np_random.integers(12)), 0
-        return frame(self.column), {}
-
-    def step(self, action: Any) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        right = float(np.asarray(action).reshape(-1)[0]) > 0.0
-        before = abs(self.column - 5.5)
-        self.column = min(max(self.column + (1 if right else -1), 0), 11)
-        self.time += 1
-        return frame(self.column), before - abs(self.column - 5.5), False, self.time >= 4, {}
-
-
-def frame(column: int) -> NDArray[np.uint8]:
-    image = np.zeros((12, 12, 1), dtype=np.uint8)
-    image[5:7, column] = 255
-    return image
-
-
-FRAMES = np.stack([frame(column) for column in range(12)])
-
-
-def make(policy: Any = LBDNCnnPolicy, algorithm: Any = PPO, env: Any = None, **kwargs: Any) -> Any:
-    options = {"lipschitz": 20.0, **LAYERS, **kwargs}
-    settings: dict[str, Any] = {
-        PPO: {"n_steps": 256, "batch_size": 64, "n_epochs": 8, "gamma": 0.5, "learning_rate": 1e-3},
-        A2C: {"n_steps": 16},
-        DQN: {"learning_starts": 8, "buffer_size": 64, "target_update_interval": 16},
-    }[algorithm]
-    return algorithm(
-        policy, DotEnv() if env is None else env, policy_kwargs=options, seed=0, device="cpu", **settings
-    )
-
-
-def raw_function(net: ConvLBDN) -> Any:
-    """The map from raw pixels to outputs that the float32 weights define, in float64."""
-    with torch.no_grad():
-        network = net.explicit().to(dtype=torch.float64)
-    return lambda raw: network(raw / 255.0)
-
-
-def steep_(net: ConvLBDN, steps: int = 150) -> Tensor:
-    """Train a network to change as much as it can along one direction; return points on the way, in raw pixels."""
-    generator = torch.Generator().manual_seed(0)
-    u = torch.randn(net.input_shape, generator=generator)
-    u /= u.norm()
-    middle = 0.5 + 0.05 * torch.randn(8, *net.input_shape, generator=generator)
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        change = net(middle + 0.05 * u) - net(middle - 0.05 * u)
-        target = torch.tensor([1.0, -1.0]) * (0.1 * net.lipschitz / math.sqrt(2.0))
-        torch.nn.functional.mse_loss(change, target.expand_as(change)).backward()
-        optimizer.step()
-    return 255.0 * middle.double()
 
 
 def test_ppo_learns_and_the_bound_holds_on_raw_frames() -> None:
@@ -214,7 +145,7 @@ def test_q_values_and_their_target_have_the_bound() -> None:
 
 
 def test_continuous_actions_are_bounded() -> None:
-    model = make(env=DotEnv(spaces.Box(-0.4, 0.4, (2,))), lipschitz=300.0)
+    model = make(env=DotImageEnv(spaces.Box(-0.4, 0.4, (2,))), lipschitz=300.0)
     with torch.no_grad():
         model.policy.lbdn.layers[-1].alpha.fill_(3.0)
     model.learn(256)
@@ -228,7 +159,7 @@ def test_continuous_actions_are_bounded() -> None:
 
 
 def test_stacked_frames_are_counted() -> None:
-    env = VecFrameStack(DummyVecEnv([DotEnv]), 3)
+    env = VecFrameStack(DummyVecEnv([DotImageEnv]), 3)
     model = make(env=env)
     bound = model.policy.bound(model.get_env())
     assert bound.frames == 3 and bound.plain == 20.0 / 255.0
@@ -236,7 +167,7 @@ def test_stacked_frames_are_counted() -> None:
     assert len(bound.sensors) == 144 and len(bound.names) == 432
     assert "3 stacked frames" in str(bound)
     with pytest.raises(ShapeError, match="images of"):
-        model.policy.bound(DummyVecEnv([DotEnv]))
+        model.policy.bound(DummyVecEnv([DotImageEnv]))
 
 
 def test_what_has_no_bound_is_refused() -> None:
@@ -266,6 +197,6 @@ def test_what_has_no_bound_is_refused() -> None:
     with pytest.raises(UnsupportedSpaceError, match="Discrete"):
         LBDNCnnDQNPolicy(image, spaces.Box(-1, 1, (2,)), lambda _: 1e-3, lipschitz=1.0)
     model = make()
-    normalised = VecNormalize(DummyVecEnv([DotEnv]))
+    normalised = VecNormalize(DummyVecEnv([DotImageEnv]))
     with pytest.raises(InvalidArgumentError, match="norm_obs"):
         model.policy.bound(normalised)

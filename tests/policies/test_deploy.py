@@ -105,6 +105,13 @@ def test_module_is_predict_for_every_action_space(name: str, policy: Any) -> Non
     torch.testing.assert_close(several.flatten(0, 1), deployed(flat), rtol=1e-6, atol=1e-6)
 
 
+def test_a_single_observation_gives_a_single_choice() -> None:
+    model = make(DQN, LBDNDQNPolicy, vec_env_of(OBSERVATIONS, spaces.Discrete(3)))
+    one = raw_observations(OBSERVATIONS)[0]
+    found = deploy(model).predict(one)[0]
+    assert found.shape == () and found == model.predict(one, deterministic=True)[0]
+
+
 def masked_binary(policy: str) -> Any:
     """MaskablePPO, which compares two logits for each of three bits."""
     load = contrib("MaskablePPO", policy)

@@ -1,0 +1,1 @@
+"""Parts of the experiment on policies of images."""
