@@ -21,6 +21,7 @@ from robustnn.errors import NonFiniteError, check_nonnegative, check_positive, c
 from robustnn.policies.action_map import ActionMap, action_map
 from robustnn.policies.base import LipschitzPolicy
 from robustnn.policies.callbacks import ScheduleLipschitz
+from robustnn.policies.cnn_base import LipschitzImagePolicy
 from robustnn.policies.normalization import normalization_of
 from robustnn.policies.observation import flatten_observation, is_one_hot
 
@@ -127,12 +128,12 @@ def fine_tune(
 
 def _check_model(model: Any, final: float) -> None:
     policy = getattr(model, "policy", None)
-    if not isinstance(policy, LipschitzPolicy):
+    if not isinstance(policy, (LipschitzPolicy, LipschitzImagePolicy)):
         raise invalid(
             "model", "an agent with a policy of robustnn", type(policy or model).__name__,
             "Call convert_policy(model) first.",
         )  # fmt: skip
-    if policy.lbdn.log_lipschitz is not None:
+    if getattr(policy.lbdn, "log_lipschitz", None) is not None:
         raise invalid(
             "model.policy", "a bound that is not trained", "trainable_lipschitz=True",
             "Use lipschitz_penalty to lower a trained bound.",

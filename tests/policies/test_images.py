@@ -32,6 +32,7 @@ from robustnn.policies import (
     action_map,
     convert_policy,
     deploy,
+    fine_tune,
     policy_bound,
     save_deployed,
 )
@@ -314,3 +315,14 @@ def test_the_code_of_the_page_on_policies_runs(capsys: pytest.CaptureFixture[str
     printed = capsys.readouterr().out
     assert "4 stacked frames" in printed and "uint8 divided by 255" in printed
     assert float(printed.split()[-1]) <= 10.0 / 255.0
+
+
+def test_fine_tuning_lowers_the_bound_and_keeps_the_best_by_a_measure() -> None:
+    model = make()
+    lowered = fine_tune(model, 512, final_lipschitz=5.0, measure=lambda m: -m.policy.lipschitz)
+    assert lowered.kept.lipschitz == model.policy.lipschitz == pytest.approx(5.0)
+    model = make()
+    before = model.predict(FRAMES, deterministic=True)[0]
+    kept = fine_tune(model, 512, final_lipschitz=5.0, measure=lambda m: m.policy.lipschitz)
+    assert kept.kept == kept.trials[0] and model.policy.lipschitz == 20.0
+    assert (model.predict(FRAMES, deterministic=True)[0] == before).all()
