@@ -7,6 +7,8 @@ docs/robustness.md says what was found.
     python -m experiments.what_buys_robustness                # pendulum, about an hour and a half on two cores
     python -m experiments.what_buys_robustness --confirm      # the recipe on fresh training seeds
     python -m experiments.what_buys_robustness --second       # the second plant, about forty minutes
+    python -m experiments.what_buys_robustness --swing-up     # the cart-pole from hanging, about ten minutes
+    python -m experiments.what_buys_robustness --quadrotor    # a quadrotor in the plane, about ten minutes
     python -m experiments.what_buys_robustness --floor        # every attack at eps 0.11, about ten minutes
     python -m experiments.what_buys_robustness --smoke        # seconds, for the test suite
     python -m experiments.what_buys_robustness --report experiments/results/what_buys_robustness
@@ -31,7 +33,7 @@ from experiments.robustness_study.results import (
     train_key,
     upright_key,
 )
-from experiments.robustness_study.settings import CONFIRM, FLOOR, PENDULUM, SECOND, SMOKE
+from experiments.robustness_study.settings import CONFIRM, FLOOR, PENDULUM, QUADROTOR, SECOND, SMOKE, SWING_UP
 from experiments.robustness_study.train import train_cell
 from robustnn.runs import RunFolder
 from robustnn.sweep import Task
@@ -40,6 +42,8 @@ SIZES = {
     "full": Size(PENDULUM, "what_buys_robustness", "the pendulum", committed=True),
     "confirm": Size(CONFIRM, "what_buys_robustness_confirm", "the recipe on fresh seeds", committed=True),
     "second": Size(SECOND, "what_buys_robustness_second", "the second plant", committed=True),
+    "swing-up": Size(SWING_UP, "what_buys_robustness_swing_up", "the cart-pole from hanging", committed=True),
+    "quadrotor": Size(QUADROTOR, "what_buys_robustness_quadrotor", "the planar quadrotor", committed=True),
     "floor": Size(FLOOR, "what_buys_robustness_floor", "every attack at eps 0.11", committed=True),
     "smoke": Size(SMOKE, "what_buys_robustness_smoke", "tiny run for the test suite"),
 }

@@ -149,6 +149,53 @@ SECOND = replace(
     rollout_eps=0.1,
     game={"eps": 0.2, "learning_rate": 2e-3, "steps": 150},
 )
+# Tasks that are no balancing: few methods, five seeds, and rewards in (0, 1] as they are.
+_FEW_METHODS = (Method(), Method("spectral", 80.0), Method(training="caps"), _TWIN, _CONVERTED)
+_FEW: dict[str, Any] = {
+    "methods": _FEW_METHODS,
+    "recipe": _FEW_METHODS.index(_CONVERTED),
+    "controls": (0, 1, 2),
+    "twins": (3,),
+    "training_seeds": tuple(range(5)),
+    "attacks": ("uniform", "mad", "critic", "trajectory-strongest"),
+    "more_attacks": (),
+    "reward_scale": 1.0,
+    "faults": {},
+    "equilibrium": None,
+    "learned": (),
+}
+# Sizes are l2 over (m, cos, sin, m/s, rad/s). With twice the plant's default force; at that one PPO needs 1.5 million
+# steps for a first swing-up.
+SWING_UP = replace(
+    PENDULUM,
+    **_FEW,
+    plant="CartPoleSwingUp",
+    parameters={"max_force": 10.0, "horizon": 125},
+    eps=(0.05, 0.1, 0.2),
+    claimed_from=0.05,
+    timesteps=800_000,
+    episodes=32,
+    ppo={**PENDULUM.ppo, "gamma": 0.99},
+    observation_scale=(1.0, 1.0, 1.0, 2.0, 4.0),
+    rollout_eps=0.1,
+    game={"eps": 0.1, "learning_rate": 2e-3, "steps": 150, "validations": 2},
+)
+# Sizes are l2 over (m, m, cos, sin, m/s, m/s, rad/s). The border is far away, so that attacks and training see a
+# gradient there.
+QUADROTOR = replace(
+    PENDULUM,
+    **_FEW,
+    plant="PlanarQuadrotor",
+    parameters={"max_position": 100.0, "horizon": 100},
+    eps=(0.1, 0.2, 0.3),
+    claimed_from=0.1,
+    timesteps=400_000,
+    episodes=32,
+    ppo={**PENDULUM.ppo, "gamma": 0.98},
+    observation_scale=(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0),
+    rollout_eps=0.2,
+    game={"eps": 0.3, "learning_rate": 2e-3, "steps": 150, "validations": 2},
+)
 _SMOKE_METHODS = (
     Method(), Method("spectral", 10.0), Method("lbdn", 10.0), Method("lbdn", 10.0, normalised=True),
     Method("converted", training="game"), *(Method(training=kind) for kind in ("caps", "sa", "mad", "plan")),
@@ -176,7 +223,7 @@ SMOKE = replace(
     equilibrium=None,
     learned=(0,),
     learned_eps=(0.3,),
-    learned_seeds=1,
+    learned_seeds=2,
     learned_steps=4_096,
     hidden=(8, 8),
     game={"eps": 0.3, "steps": 4, "episodes": 4, "validations": 1, "validation_episodes": 2, "window": 10},

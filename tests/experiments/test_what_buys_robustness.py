@@ -13,10 +13,11 @@ from experiments import what_buys_robustness
 from experiments.policy_files import load_critic, load_policy
 from experiments.robustness_study import controllers
 from experiments.robustness_study.config import ATTACKS, Config, Method
+from experiments.robustness_study.further import blocks, blocks_of
 from experiments.robustness_study.measure import plant_of, policy_gain, policy_path, problem_of
 from experiments.robustness_study.report import verdict
 from experiments.robustness_study.results import WORST, Results
-from experiments.robustness_study.settings import FLOOR, PENDULUM, SECOND, SMOKE
+from experiments.robustness_study.settings import FLOOR, PENDULUM, QUADROTOR, SECOND, SMOKE, SWING_UP
 from experiments.robustness_study.train import matched_widths
 from robustnn.closedloop import evaluate, loop_gain, perturbation_from_config, static_controller
 from robustnn.params import ExplicitMLP
@@ -64,7 +65,9 @@ def test_stored_policies_return_what_the_cells_say(smoke: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [PENDULUM, FLOOR, SECOND, SMOKE], ids=["pendulum", "floor", "second", "smoke"]
+    "config",
+    [PENDULUM, FLOOR, SECOND, SWING_UP, QUADROTOR, SMOKE],
+    ids=["pendulum", "floor", "second", "swing-up", "quadrotor", "smoke"],
 )
 def test_configurations_are_complete(config: Config, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "run", config, seeds=config.training_seeds)
@@ -76,6 +79,17 @@ def test_configurations_are_complete(config: Config, tmp_path: Path) -> None:
         assert perturbation_from_config(fault).plant(plant_of(config)) is not None
     for title, tasks in what_buys_robustness.stages(run, config):
         assert title and len({key for key, *_ in tasks}) == len(tasks)
+
+
+def test_blocks_of_further_plants_come_from_their_run_or_say_what_makes_it(
+    smoke: Path, tmp_path: Path
+) -> None:
+    results = Results(RunFolder.open(smoke))
+    made = blocks_of(results, "smoke")
+    assert set(made) == {"smoke", "smoke-twins", "smoke-attacks", "smoke-facts"}
+    assert all(SMOKE.methods[SMOKE.recipe].label in text for text in made.values())
+    missing = blocks(tmp_path)
+    assert "--swing-up" in missing["swing-up"] and "--quadrotor" in missing["quadrotor-facts"]
 
 
 def test_matched_widths_have_the_capacity_of_the_lbdn() -> None:

@@ -1,0 +1,1 @@
+"""Parts of the study of trained agents under a falling bound."""

@@ -1,0 +1,1 @@
+"""Parts of the robustness study on a MuJoCo task."""

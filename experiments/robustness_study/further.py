@@ -1,0 +1,54 @@
+"""Blocks of docs/robustness.md about the plants beside the pendulum and the cart-pole held upright."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.robustness_study.report import (
+    attack_table,
+    fact_table,
+    floor_table,
+    nominal_sentence,
+    recipe_table,
+    twin_table,
+)
+from experiments.robustness_study.results import Results
+from robustnn.runs import RunFolder
+
+# Names of the blocks, and of the options and run folders that make them.
+_PLANTS = {"swing-up": "what_buys_robustness_swing_up", "quadrotor": "what_buys_robustness_quadrotor"}
+_PARTS = ("", "-twins", "-attacks", "-facts")
+
+
+def blocks(folder: Path) -> dict[str, str]:
+    """Return the blocks of the document by name.
+
+    Args:
+        folder: Where the run folders are, if there are any.
+
+    Returns:
+        Markdown text of every block.
+    """
+    found: dict[str, str] = {}
+    for prefix, name in _PLANTS.items():
+        if (folder / name / "tables.md").exists():
+            found |= blocks_of(Results(RunFolder.open(folder / name)), prefix)
+        else:
+            none = f"No results are committed; `python -m experiments.what_buys_robustness --{prefix}` makes them."
+            found |= {f"{prefix}{part}": none for part in _PARTS}
+    return found
+
+
+def blocks_of(results: Results, prefix: str) -> dict[str, str]:
+    """Return the blocks about one run: recipe and controls, the twins, every attack at the middle size, constants."""
+    eps = results.config.eps[len(results.config.eps) // 2]
+    return {
+        prefix: f"{recipe_table(results).markdown()}\n\n{nominal_sentence(results)}",
+        f"{prefix}-twins": twin_table(results).markdown(),
+        f"{prefix}-attacks": (
+            f"Mean return at eps {eps:g}:\n\n{attack_table(results, eps).markdown()}\n\nMethods that an attack "
+            "hurts more / less than uniform noise of the same size, by the 95 % interval of the paired difference:"
+            f"\n\n{floor_table(results).markdown()}"
+        ),
+        f"{prefix}-facts": fact_table(results).markdown(),
+    }
