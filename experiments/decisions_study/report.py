@@ -102,6 +102,19 @@ def return_table(results: Results) -> Table:
     return Table(header, tuple(rows))
 
 
+def note(results: Results) -> str:
+    """Say what was done."""
+    config = results.config
+    return (
+        f"DQN on CartPole-v1, {len(config.training_seeds)} training seeds, the best policy of each learning curve, "
+        f"{config.episodes} episodes. eps is the l2 norm of the error of the scaled observation (scale "
+        f"{', '.join(f'{s:g}' for s in config.task.observation_scale)} in m, m/s, rad, rad/s), in every step anew. "
+        f"Shares are of {config.attacked} visited states per policy, means over training seeds with 95 % bootstrap "
+        "intervals. The certificate of the MLP is its LipSDP bound. The attack lowers the margin of the decision by "
+        "projected gradients."
+    )
+
+
 def write(run: RunFolder) -> tuple[str, Path]:
     """Write tables and figure of a finished run into its folder.
 
@@ -112,18 +125,9 @@ def write(run: RunFolder) -> tuple[str, Path]:
         The tables as text, and the path of the figure.
     """
     results = Results(run)
-    config = results.config
-    note = (
-        f"DQN on CartPole-v1, {len(config.training_seeds)} training seeds, the best policy of each learning curve, "
-        f"{config.episodes} episodes. eps is the l2 norm of the error of the scaled observation (scale "
-        f"{', '.join(f'{s:g}' for s in config.task.observation_scale)} in m, m/s, rad, rad/s), in every step anew. "
-        f"Shares are of {config.attacked} visited states per policy, means over training seeds with 95 % bootstrap "
-        "intervals. The certificate of the MLP is its LipSDP bound. The attack lowers the margin of the decision by "
-        "projected gradients."
-    )
     found = f"Certified decisions that the attack changed: {results.contradictions()}."
     sections = (
-        f"# {run.name}\n\n{note}",
+        f"# {run.name}\n\n{note(results)}",
         f"## Share of the states [%]\n\n{share_table(results).markdown()}\n\n{found}",
         f"## Return under attack, mean\n\n{return_table(results).markdown()}",
     )

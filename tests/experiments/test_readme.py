@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments import readme
 from experiments.command import RESULTS
-from experiments.robustness_study import document
+from experiments.robustness_study import document, further
 from robustnn.report import block_is_current
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,7 @@ def test_code_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (tmp_path / "returns.csv").stat().st_size > 1000
 
 
-def test_the_page_on_robustness_is_up_to_date() -> None:
-    for name, content in document.blocks(RESULTS).items():
-        assert block_is_current(document.DOCUMENT, name, content), name
+@pytest.mark.parametrize("page", [document, further], ids=["main", "further"])
+def test_the_pages_on_robustness_are_up_to_date(page: Any) -> None:
+    for name, content in page.blocks(RESULTS).items():
+        assert block_is_current(page.DOCUMENT, name, content), name
