@@ -13,6 +13,8 @@ from robustnn.report import appearances, return_against_eps, robustness_frontier
 
 # A method solves the task if its nominal return is not more than this share of the best one's below it.
 _SOLVED = 0.6
+# Returns that lie further below the best one than this multiple of its size are cut off.
+_CUT = 6.0
 
 
 def curves_figure(results: Results) -> Path:
@@ -25,7 +27,15 @@ def curves_figure(results: Results) -> Path:
         (0.0, *results.config.eps), curves, ax=ax, looks=appearances(curves), legend=False,
         ylabel="return per episode, worst of all attacks",
     )  # fmt: skip
-    ax.set_title(f"{results.config.plant}: mean and 95 % interval over training seeds")
+    best = max(float(results.returns(method).mean()) for method in methods)
+    floor = best - _CUT * abs(best)
+    cut = ax.get_ylim()[0] < floor
+    if cut:
+        ax.set_ylim(bottom=floor)
+    ax.set_title(
+        f"{results.config.plant}: mean and 95 % interval over training seeds"
+        + (f" (cut at {floor:.0f})" if cut else "")
+    )
     handles, labels = ax.get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
     return _save(results, fig, "returns")
