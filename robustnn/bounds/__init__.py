@@ -13,6 +13,7 @@ from robustnn.bounds.conv_network import ConvBound as ConvBound
 from robustnn.bounds.conv_network import certify_cnn as certify_cnn
 from robustnn.bounds.conv_network import cnn_bound as cnn_bound
 from robustnn.bounds.conv_network import cnn_multipliers as cnn_multipliers
+from robustnn.bounds.conv_network import cnn_references as cnn_references
 from robustnn.bounds.conv_network import image_lower_bound as image_lower_bound
 from robustnn.bounds.gap import GapReport as GapReport
 from robustnn.bounds.gap import gap_report as gap_report

@@ -34,7 +34,6 @@ from robustnn.nn.conv import ConvModule, SandwichConv2d
 from robustnn.nn.conv_fir import FIRConv1d
 from robustnn.nn.conv_lbdn import ConvLBDN
 from robustnn.nn.conv_lipkernel import LipKernelConv2d
-from robustnn.nn.conv_net import ConvNet
 from robustnn.params.activations import ACTIVATIONS
 from robustnn.params.conv_direct import KernelParams
 from robustnn.params.conv_explicit import (
@@ -47,7 +46,7 @@ from robustnn.params.conv_explicit import (
     ResidualStage,
     Stage,
 )
-from robustnn.params.conv_grid import Pair
+from robustnn.params.conv_grid import Pair, as_pair
 from robustnn.params.conv_kernel import pointwise_kernel
 from robustnn.params.conv_spectral import SpectralConvStage, SpectralStage
 from robustnn.params.fused import psi_limit
@@ -101,7 +100,7 @@ def certify_cnn(net: ConvModule, image_size: Pair | None = None) -> ConvBound:
     if isinstance(net, FIRConv1d):
         bound = fir_bound(net, *cnn_multipliers(net))
         return ConvBound(bound, (("FIR layer", bound),))
-    size = net.image_size if image_size is None or isinstance(net, ConvNet) else image_size
+    size = net.image_size if image_size is None else as_pair("image_size", image_size)
     with torch.no_grad():
         network = net.explicit(size)
     own = cnn_multipliers(net) if isinstance(net, (ConvLBDN, *_SANDWICHES)) else None

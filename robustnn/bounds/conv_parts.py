@@ -113,6 +113,14 @@ def sandwich_bound(
     """
     activation, outer = others
     assert isinstance(activation, ActivationStage) and isinstance(outer, ConvStage)
+    for pads, taps, stride in zip(
+        (inner.rows, inner.columns), inner.weight.shape[2:], inner.stride, strict=True
+    ):
+        if inner.circular and sum(pads) < taps - stride:
+            raise invalid(
+                "network", "circular padding by the reach of the first kernel of a sandwich", pads,
+                "Pad more: the second convolution would go round a smaller image.",
+            )  # fmt: skip
     root = (multiplier / 2.0).sqrt()
     b = to_coarse_kernel(inner.weight, inner.stride)
     a = outer.weight.flip(-2, -1).transpose(0, 1)
@@ -156,6 +164,11 @@ def residual_bound(stage: ResidualStage, size: Pair | None) -> float:
     $I - 2 V^T T^{-1/2} D T^{-1/2} V$ has norm at most max(1, 2 c - 1) for all diagonal $0 \preceq D \preceq I$, where
     $c = \|T^{-1/2} V\|^2$, and E adds at most its norm times that of V. The norms of the convolutions come next.
     """
+    one, two = stage.inner, stage.outer
+    pads = [sum(one.rows) + sum(two.rows), sum(one.columns) + sum(two.columns)]
+    reach = [m + n - 2 for m, n in zip(one.weight.shape[2:], two.weight.shape[2:], strict=True)]
+    if pads != reach or one.stride != (1, 1) or two.stride != (1, 1):  # else the sum repeats pixels
+        raise invalid("network", f"a residual block that keeps the image, padded by {reach}", pads, "Pad it.")
     v, slope = stage.inner.weight, ACTIVATIONS[stage.activation].slope_max
     u = stage.outer.weight.transpose(0, 1).flip(-2, -1)
     norms = [stage_norm(convolution, size) for convolution in (stage.outer, stage.inner)]
@@ -213,7 +226,8 @@ def dense_bound(stages: Sequence[Stage], given: list[Tensor] | None) -> float:
     """Bound dense layers, by the LipSDP condition with the multipliers or else by the product of their norms."""
     layers = [stage for stage in stages if isinstance(stage, LinearStage)]
     names = {stage.name for stage in stages if isinstance(stage, ActivationStage)} or {"relu"}
-    if len(names) > 1 or 2 * len(layers) - 1 != len(stages):
+    turns = all(isinstance(stage, (LinearStage, ActivationStage)[k % 2]) for k, stage in enumerate(stages))
+    if len(names) > 1 or not turns or len(stages) % 2 == 0:
         raise invalid(
             "network", "linear maps and one kind of activation in turns", names, "Bound it yourself."
         )
@@ -252,6 +266,17 @@ def _narrow(chain: Chain) -> Chain:
 
 def _near(kernel: Tensor, reference: Tensor) -> float:
     """Bound of the norm of a kernel that is, up to a factor and rounding, a part of another one."""
+    n_out, size, *taps = kernel.shape
+    if (
+        reference.ndim != 4
+        or (len(reference), *reference.shape[2:]) != (n_out, *taps)
+        or reference.shape[1] < size
+    ):
+        raise invalid(
+            "references", f"({n_out}, at least {size}, {taps[0]}, {taps[1]})", tuple(reference.shape),
+            "Pass cnn_references(net).",
+        )  # fmt: skip
+    reference = reference.detach().to(kernel)
     part = reference[:, : kernel.shape[1]]
     factor = float((kernel * part).sum() / part.square().sum().clamp_min(1e-300))
     return abs(factor) * supremum_of_norm(reference) + norm_without_sampling(kernel - factor * part)

@@ -275,7 +275,9 @@ def _run_start(
             moved = engine.advance(count)
             track.check(engine, count, time.perf_counter() - began)
             if bar is not None:
-                done = max(track.seconds / max(settings.seconds, 1e-9), track.in_stage / settings.max_iterations)
+                done = max(
+                    track.seconds / max(settings.seconds, 1e-9), track.in_stage / settings.max_iterations
+                )
                 bar.set_postfix(train=f"{track.history[-1][2]:.4g}", val=f"{track.error:.4g}", refresh=False)
                 bar.update(max(0.0, 100.0 * min(1.0, done) - bar.n))
             ended = track.verdict(moved, share)

@@ -72,7 +72,9 @@ class ConvNet(ConvModule, BoundedNet):
             if isinstance(kind, str):
                 layer = _POOLS[kind](size, stride)
             else:
-                layer = self._convolution(shape, kind, size, stride or 1, bias, device, dtype)
+                layer = self._convolution(
+                    shape, kind, size, 1 if stride is None else stride, bias, device, dtype
+                )
             self.features.append(layer)
             shape = _shape_after(f"conv[{k}]", layer, shape)
         widths = (math.prod(shape), *self.hidden_features, self.out_features)
@@ -138,14 +140,21 @@ class ConvNet(ConvModule, BoundedNet):
         """Return the stages of the explicit form, with all factors in the weights.
 
         Args:
-            image_size: Height and width of the input: those of the constructor.
+            image_size: Height and width of the input: those of the constructor, or None for them.
             gain: Further factor of the input.
             dtype: Dtype of the conversion.
 
         Returns:
             The stages.
+
+        Raises:
+            InvalidArgumentError: If the network was made for images of another size.
         """
         gains, shape = self.gains(), self.input_shape
+        if image_size is not None and tuple(image_size) != shape[1:]:
+            raise invalid(
+                "image_size", f"{shape[1:]}, that of input_shape", image_size, "Build another network."
+            )
         gains[0] *= gain
         found: list[Stage] = []
         for k, layer in enumerate(self.features):

@@ -290,7 +290,8 @@ class ExplicitCNN:
         if not self.fits(x):
             raise ShapeError(
                 f"input: expected images of {self.image_size}, the size that these weights belong to, got "
-                f"{tuple(x.shape[-2:])}. Call the module, or explicit(image_size=...) for the other size."
+                f"{tuple(x.shape[-2:])}. A network is made for one size; a layer makes weights for another by "
+                "explicit(image_size=...)."
             )
         lead = x.shape[:-3]
         x = x.reshape(-1, *x.shape[-3:])

@@ -67,6 +67,11 @@ def check_images(x: Any, channels: int, dtype: torch.dtype) -> None:
             f"input: expected shape (..., {channels}, height, width), got {tuple(x.shape)}. "
             "Channels come before rows and columns."
         )
+    if not x.dtype.is_floating_point:
+        raise InvalidArgumentError(
+            f"input: expected dtype {dtype}, that of the weights, got {x.dtype}. Divide integer pixels by 255; the "
+            "bound is then per unit of the quotient."
+        )
     if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
         raise InvalidArgumentError(
             f"input: expected dtype {dtype}, that of the weights, got {x.dtype}. "

@@ -53,7 +53,7 @@ def shift_frames(shifts: Tensor) -> Tensor:
     norm = frobenius_norm(shifts)[:, None, None]
     scaled = shifts * (RADIUS_LIMIT / norm.clamp_min(RADIUS_LIMIT))
     factors = cayley(scaled[:, :r], scaled[:, r:])
-    return torch.cat(factors if torch.is_grad_enabled() else polish(*factors), dim=-2)
+    return torch.cat(polish(*factors), dim=-2)
 
 
 def contraction_kernel(params: KernelParams, taps: Pair) -> Tensor:
@@ -128,7 +128,7 @@ def conv_margin(n_out: int, size: int, taps: int, dtype: torch.dtype) -> float:
     units = root + 1.0
     if dtype == torch.float64:
         units += 16.0 * (size + taps) * root + taps**2 * size * n_out
-    return 1.0 - units * torch.finfo(dtype).eps
+    return 1.0 / (1.0 + units * torch.finfo(dtype).eps)
 
 
 def kernel_to_stages(

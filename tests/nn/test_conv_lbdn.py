@@ -224,7 +224,7 @@ def test_pointwise_networks_merge_into_ordinary_ones(spec: list, padding: str) -
         torch.testing.assert_close(plain(x()), net.to_cnn()(x()), rtol=1e-12, atol=1e-12)
     convolutions = [module for module in plain if isinstance(module, nn.Conv2d)]
     left = 2 if spec is SPEC else 0  # what a pooling keeps from merging
-    assert len(convolutions) == 2 + left and not left or len(convolutions) == 4
+    assert len(convolutions) == 2 + left
     with torch.no_grad():  # other convolutions stay as they are
         kernels = make(dtype=torch.float64)
         assert len(kernels.to_cnn(merge=True)) == len(kernels.to_cnn())
@@ -352,3 +352,15 @@ def test_functions_for_dense_networks_say_where_to_go() -> None:
         InvalidArgumentError, match="network: expected a network of dense layers, got ConvLBDN"
     ):
         as_explicit(net)
+
+
+def test_a_network_is_for_images_of_one_size() -> None:
+    net = ConvLBDN((1, 8, 9), [(2, 3)], (), 2)
+    for call in (lambda: net.explicit((9, 8)), lambda: net.to_cnn((5, 5)), lambda: certify_cnn(net, (9, 8))):
+        with pytest.raises(InvalidArgumentError, match=r"image_size: expected \(8, 9\)"):
+            call()
+    assert certify_cnn(net, (8, 9)).value == certify_cnn(net).value
+    with pytest.raises(InvalidArgumentError, match="Divide integer pixels by 255"):
+        net(torch.zeros(1, 1, 8, 9, dtype=torch.uint8))
+    with pytest.raises(InvalidArgumentError, match="stride"):
+        ConvLBDN((1, 8, 8), [(2, 3, 0)], (), 2)
