@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -282,3 +284,19 @@ def test_autoattack_is_called_as_its_authors_document(monkeypatch: pytest.Monkey
     correct = autoattack_correct(fast, pixels, labels, 0.5)
     assert calls[0]["norm"] == "L2" and calls[0]["eps"] == 0.5 and calls[0]["version"] == "standard"
     assert torch.equal(correct, fast(torch.full_like(pixels, 0.5 + 1e-3)).argmax(dim=1) == labels)
+
+
+def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnx")
+    blocks = re.findall(
+        r"```python\n(.*?)```", document.DOCUMENT.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile("\n".join(blocks), "classification.md", "exec"), names)
+    assert names["bound"] <= 2.0 and bool((names["radius"] >= 0.0).all())
+    images = names["images"]
+    with torch.no_grad():
+        torch.testing.assert_close(names["plain"](images), names["net"](images), rtol=1e-4, atol=1e-5)
+    assert (tmp_path / "net.onnx").stat().st_size > 1000
+    assert names["model"].policy.lipschitz == 10.0
