@@ -91,6 +91,11 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
+# What minutes on a CPU carry: nobody has learned to play by then. It shows certificates and attacks on real frames.
+SHORT = Config(
+    gammas=(10.0,), training_seeds=(0, 1), timesteps=8_192, episodes=1, attacked=48, eps=(4.0, 16.0, 64.0, 256.0),
+    attack_iterations=20, attack_restarts=2, device="cpu",
+)  # fmt: skip
 SMALL = Config(
     DOT, gammas=(2.5, 10.0, 40.0), training_seeds=(0, 1, 2, 3, 4), timesteps=6_144, conv=((8, 3, 2), (16, 3, 2)),
     hidden=(32,), frames=2, n_envs=4, n_steps=64, batch_size=64, n_epochs=4, learning_rate=2e-3, clip_range=0.2,
