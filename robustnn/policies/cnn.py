@@ -80,6 +80,13 @@ class LBDNCnnPolicy(LipschitzImagePolicy, ActorCriticPolicy):
         rate = lr_schedule(1)
         self.optimizer = self.optimizer_class(self.parameters(), lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
 
+    def _parts(self) -> tuple[Any, list[Any]]:
+        trunk = self.mlp_extractor
+        passing = type(trunk) is MlpExtractor and type(trunk.policy_net) is nn.Sequential
+        if not passing or len(trunk.policy_net):
+            raise invalid("policy", "no trunk in front of the network", trunk, "Build the policy anew.")
+        return self.action_net, [self.pi_features_extractor]
+
     def bounded_networks(self) -> Iterator[ConvLBDN]:
         """Yield the bounded network of the actor."""
         yield self.action_net[1]
@@ -122,6 +129,14 @@ class LBDNCnnDQNPolicy(LipschitzImagePolicy, DQNPolicy):
         values = self.q_net(obs)
         check_finite("Q-values", values, TOO_LARGE)  # the largest of NaNs would be some action
         return values.argmax(dim=1).reshape(-1)
+
+    def _parts(self) -> tuple[Any, list[Any]]:
+        if self.q_net.normalize_images != self.normalize_images:
+            raise invalid(
+                "policy.q_net.normalize_images", str(self.normalize_images), self.q_net.normalize_images,
+                "Set both alike.",
+            )  # fmt: skip
+        return self.q_net.q_net, [self.q_net.features_extractor]
 
     def bounded_networks(self) -> Iterator[ConvLBDN]:
         """Yield the network of the Q-values and that of its target."""

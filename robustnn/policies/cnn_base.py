@@ -36,6 +36,8 @@ _DENSE = [512]
 # As in `LipschitzPolicy`: first outputs near zero, whatever gamma is.
 _OUTPUT_RADIUS = 0.01
 _LARGE_GAMMA = 20.0
+# Of a radius, for the rounding of its own arithmetic in float64.
+_SLACK = 1e-13
 
 
 class LipschitzImagePolicy(BasePolicy):
@@ -183,11 +185,33 @@ class LipschitzImagePolicy(BasePolicy):
             net.set_lipschitz(lipschitz)
 
     def chain(self, vec_env: VecEnv | None = None, *, require_frozen: bool = True) -> ImageChain:
-        """Return what stands around the network; see `image_chain`."""
+        """Return what stands around the network; see `image_chain`.
+
+        Raises:
+            InvalidArgumentError: If a part of the policy was replaced, or a wrapper changes images in another way.
+            ShapeError: If the environment returns images of another size.
+        """
         check_methods(self)
+        self._check_parts()
         output = "action" if isinstance(self.action_space, spaces.Box) else self._output
         white = 255.0 if self.normalize_images else 1.0
         return image_chain(self.lbdn.input_shape, white, output, vec_env, require_frozen=require_frozen)
+
+    def _parts(self) -> tuple[Any, list[Any]]:
+        """Return what holds the bounded network, and the modules that must pass images on as they are."""
+        raise NotImplementedError
+
+    def _check_parts(self) -> None:
+        head, passing = self._parts()
+        found = [
+            type(module).__name__ for module in (head, *(head if isinstance(head, nn.Sequential) else ()))
+        ]
+        found += [type(module).__name__ for module in passing]
+        expected = ["Sequential", "Unflatten", "ConvLBDN", *("FlattenExtractor" for _ in passing)]
+        if found != expected:
+            raise invalid(
+                "policy", f"the modules {expected}", found, "Build the policy anew; others have no bound."
+            )
 
     def bound(self, vec_env: VecEnv | None = None, *, require_frozen: bool = True) -> Bound:
         """Return the bound from raw image to deterministic action, per unit of a uint8 pixel.
@@ -247,7 +271,9 @@ class LipschitzImagePolicy(BasePolicy):
     def decision_radius(self, observation: NDArray[Any]) -> NDArray[Any]:
         r"""Return how far images may move in l2 while the greedy action stands: $255 (z_1 - z_2)/(\sqrt2 \gamma)$.
 
-        Scores are evaluated in float64, so the number speaks of the function that the float32 weights define.
+        Scores are evaluated in float64, so the number speaks of the function that the float32 weights define; it is 0
+        where the scores of `predict`, in float32 (on a GPU perhaps in TF32), pick another action. Near a tie of scores
+        that are large beside their difference `predict` may differ for other images, too.
 
         Args:
             observation: Images of the environment, one or a batch, channels as the environment or `predict` has them.
@@ -257,15 +283,19 @@ class LipschitzImagePolicy(BasePolicy):
 
         Raises:
             UnsupportedSpaceError: If actions are not Discrete.
+            InvalidArgumentError: If a part of the policy was replaced.
             ShapeError: If the images have another shape.
         """
+        self.chain(require_frozen=False)
         if not isinstance(self.action_space, spaces.Discrete):
             raise UnsupportedSpaceError(
                 f"action_space: expected Discrete, got {self.action_space}. Use bound() for what an action may move."
             )
-        policy_map = image_map(self)
-        best = policy_map(self.images(observation).double()).topk(2, dim=1).values
-        radius = policy_map.white * (best[:, 0] - best[:, 1]) / (math.sqrt(2.0) * self.lipschitz)
+        policy_map, images = image_map(self), self.images(observation)
+        best = policy_map(images.double()).topk(2, dim=1)
+        margin = best.values[:, 0] - best.values[:, 1]
+        radius = policy_map.white * margin / (math.sqrt(2.0) * self.lipschitz) * (1.0 - _SLACK)
+        radius = radius.where(self._predict(images, deterministic=True) == best.indices[:, 0], 0.0)
         found: NDArray[Any] = radius.cpu().numpy()
         return found
 
@@ -278,7 +308,15 @@ class LipschitzImagePolicy(BasePolicy):
         """
         if not isinstance(observation, tuple):  # SB3 has a message for the result of reset()
             check_observation(observation)
-        actions, state = super().predict(observation, *args, **kwargs)
+        try:
+            actions, state = super().predict(observation, *args, **kwargs)
+        except ValueError as error:
+            if isinstance(observation, tuple) or np.shape(observation)[-3:] == self._image_shape:
+                raise
+            raise ShapeError(
+                f"observation: expected images of shape {self._image_shape}, got {np.shape(observation)}. "
+                "Pass what the environment returns."
+            ) from error
         if isinstance(self.action_space, spaces.Box):
             check_finite("action", actions, TOO_LARGE)
         return actions, state

@@ -106,7 +106,7 @@ def image_chain(
     """
     if vec_env is not None and not isinstance(vec_env, VecEnv):
         raise invalid("vec_env", "a VecEnv or None", type(vec_env).__name__, "Pass model.get_env().")
-    frames = _frames(vec_env)
+    frames, axis = _frames(vec_env)
     if require_frozen and drifts_inside(vec_env):
         raise invalid(
             "vec_env", "environments with frozen statistics", "gymnasium's NormalizeObservation that updates them",
@@ -120,17 +120,25 @@ def image_chain(
                 f"vec_env: expected images of {shape} in {frames} frames, got {found}. Pass the vector "
                 "environment that the policy was trained with, and all wrappers outside it."
             )
+        channels = [k for k, order in ((0, shape), (-1, (*shape[1:], shape[0]))) if found == order]
+        if frames > 1 and axis not in channels:
+            raise invalid(
+                "vec_env", "frames stacked along the channels", f"VecFrameStack along axis {axis} of images {found}",
+                'Pass channels_order="first" or "last" to VecFrameStack as the images have them.',
+            )  # fmt: skip
     return ImageChain(shape, frames, white, output, environment_notes(vec_env))
 
 
-def _frames(vec_env: VecEnv | None) -> int:
-    """Number of frames that an observation stacks."""
-    found = 1
+def _frames(vec_env: VecEnv | None) -> tuple[int, int]:
+    """Number of frames that an observation stacks, and along which axis of what the outermost wrapper returns."""
+    found, axis, turned = 1, 0, False
     while isinstance(vec_env, VecEnvWrapper):
         if type(vec_env) is VecFrameStack:
             if found > 1:
                 raise invalid("vec_env", "at most one VecFrameStack", "2 nested", "Stack once.")
             found = int(vec_env.stacked_obs.n_stack)
+            last = vec_env.stacked_obs.repeat_axis != 0
+            axis = 0 if turned == last else 1 if turned else -1
         elif type(vec_env) is VecNormalize and vec_env.norm_obs:
             raise invalid(
                 "vec_env", "images that are not normalised", "VecNormalize with norm_obs=True",
@@ -143,5 +151,6 @@ def _frames(vec_env: VecEnv | None) -> int:
                 "vec_env", "wrappers whose effect on images is known", type(vec_env).__name__,
                 "Pass None for the map from what predict receives.",
             )  # fmt: skip
+        turned = turned or (type(vec_env) is VecTransposeImage and not vec_env.skip)
         vec_env = vec_env.venv
-    return found
+    return found, axis

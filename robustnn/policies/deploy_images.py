@@ -144,6 +144,12 @@ class DeployedImagePolicy(DeployedPolicy):
 
     def explicit(self) -> ExplicitCNN:  # type: ignore[override]
         """Return the weights of the network by value, as they are in the module."""
+        expected = [repr(module) for module in self._template.to_sequential(self.shape[1:])]
+        if [repr(module) for module in self.network] != expected:
+            raise invalid(
+                "network", f"the layers that were deployed, {expected}", [repr(module) for module in self.network],
+                "Change weights only: others have another function and bound.",
+            )  # fmt: skip
         modules = [module for module in self.network if isinstance(module, (nn.Conv2d, nn.Linear))]
         stages: list[Stage] = []
         for stage in self._template.stages:

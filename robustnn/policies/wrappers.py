@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import FrameStackObservation, MaxAndSkipObservation, NormalizeObservation
+from stable_baselines3.common.atari_wrappers import MaxAndSkipEnv
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
@@ -195,7 +196,7 @@ def _layers(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
 
 def _names_inside(base: DummyVecEnv | SubprocVecEnv) -> list[str]:
     if isinstance(base, DummyVecEnv):
-        kinds = (gymnasium.ObservationWrapper, FrameStackObservation, MaxAndSkipObservation)
+        kinds = (gymnasium.ObservationWrapper, FrameStackObservation, MaxAndSkipObservation, MaxAndSkipEnv)
         return list(
             dict.fromkeys(
                 type(layer).__name__
@@ -204,7 +205,7 @@ def _names_inside(base: DummyVecEnv | SubprocVecEnv) -> list[str]:
                 if isinstance(layer, kinds)
             )
         )
-    named = (NormalizeObservation, FrameStackObservation, MaxAndSkipObservation)
+    named = (NormalizeObservation, FrameStackObservation, MaxAndSkipObservation, MaxAndSkipEnv)
     found = [kind.__name__ for kind in named if any(base.env_is_wrapped(kind))]
     if any(base.env_is_wrapped(gymnasium.ObservationWrapper)) and found != [NormalizeObservation.__name__]:
         found.append("an ObservationWrapper")

@@ -326,3 +326,78 @@ def test_fine_tuning_lowers_the_bound_and_keeps_the_best_by_a_measure() -> None:
     kept = fine_tune(model, 512, final_lipschitz=5.0, measure=lambda m: m.policy.lipschitz)
     assert kept.kept == kept.trials[0] and model.policy.lipschitz == 20.0
     assert (model.predict(FRAMES, deterministic=True)[0] == before).all()
+
+
+class Steep(nn.Module):
+    """A gain that nobody announced."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 50.0 * x
+
+
+def test_parts_that_were_replaced_have_no_bound() -> None:
+    for change in ("head", "extractor", "trunk"):
+        policy = make().policy
+        if change == "head":
+            policy.action_net = nn.Sequential(*policy.action_net, nn.Linear(2, 2))
+        elif change == "extractor":
+            policy.pi_features_extractor = Steep()
+        else:
+            policy.mlp_extractor.policy_net = Steep()
+        for call in (policy.bound, policy.action_map, lambda p=policy: p.decision_radius(FRAMES)):
+            with pytest.raises(InvalidArgumentError, match="policy: expected"):
+                call()
+    policy = make(LBDNCnnDQNPolicy, DQN).policy
+    policy.q_net.normalize_images = False
+    with pytest.raises(InvalidArgumentError, match="normalize_images: expected True, got False"):
+        policy.bound()
+
+
+def test_a_deployed_module_with_other_layers_is_not_certified() -> None:
+    model = make()
+    for change in ("append", "replace", "stride"):
+        deployed = deploy(model)
+        network: Any = deployed.network
+        if change == "append":
+            network.append(Steep())
+        elif change == "replace":
+            network[next(k for k, m in enumerate(network) if isinstance(m, nn.ReLU))] = Steep()
+        else:
+            next(m for m in network if isinstance(m, nn.Conv2d)).stride = (1, 1)
+        for call in (deployed.certificate, deployed.bound, deployed.action_map):
+            with pytest.raises(InvalidArgumentError, match="network: expected the layers that were deployed"):
+                call()
+
+
+def test_images_that_are_not_divided_by_255() -> None:
+    model = make(normalize_images=False, lipschitz=3.0)
+    bound = policy_bound(model)
+    assert bound.plain == 3.0 and not any("255" in stage.name + stage.note for stage in bound.stages)
+    raw = torch.as_tensor(FRAMES.transpose(0, 3, 1, 2)).double()
+    ours = action_map(model)(raw)
+    with torch.no_grad():
+        network = model.policy.lbdn.explicit().to(dtype=torch.float64)
+    torch.testing.assert_close(ours, network(raw), rtol=0, atol=0)
+    deployed = deploy(model)
+    torch.testing.assert_close(deployed.scores(raw.float()).double(), ours, rtol=1e-4, atol=1e-4)
+    assert deployed.bound().plain <= 3.0
+
+
+def test_a_radius_is_zero_where_predict_decides_otherwise() -> None:
+    policy = make(lipschitz=1.0).policy
+    with torch.no_grad():
+        policy.lbdn.layers[-1].bias.fill_(1e6)  # float32 scores tie, or nearly
+    radius = policy.decision_radius(IMAGES.transpose(0, 3, 1, 2))
+    taken = policy.predict(IMAGES.transpose(0, 3, 1, 2), deterministic=True)[0]
+    greedy = policy.action_map()(torch.as_tensor(IMAGES.transpose(0, 3, 1, 2)).double()).argmax(1).numpy()
+    assert (taken != greedy).any() and (radius[taken != greedy] == 0.0).all() and (radius >= 0.0).all()
+
+
+def test_frames_are_stacked_along_the_channels() -> None:
+    def env(order: str | None) -> VecFrameStack:
+        return VecFrameStack(DummyVecEnv([DotImageEnv]), 12, channels_order=order)
+
+    model = make(env=env(None))
+    assert policy_bound(model).per_frame == pytest.approx(20.0 / 255.0 * math.sqrt(12.0))
+    with pytest.raises(InvalidArgumentError, match="frames stacked along the channels"):
+        model.policy.bound(env("first"))
