@@ -18,7 +18,7 @@ from experiments.classification_study.report import Results as ClassificationRes
 from experiments.classification_study.report import share_table
 from experiments.identification_study.document import summary
 from experiments.pendulum.report import Results, budget, constant_table, return_table
-from experiments.robustness_study.report import nominal_sentence, recipe_table
+from experiments.robustness_study.report import nominal_sentence, recipe_table, twin_table
 from experiments.robustness_study.results import Results as RobustnessResults
 from robustnn.report import Table, block_is_current, update_block
 from robustnn.runs import RunFolder
@@ -64,6 +64,8 @@ def robustness_block() -> str:
             "brackets where the recipe's interval lies",
             recipe_table(results).markdown(),
             nominal_sentence(results),
+            "The same training without a bound, and for an LBDN trained by PPO from the start:",
+            twin_table(results).markdown(),
         )
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -152,6 +153,11 @@ def copies_of(env: Environment, count: int, perturbation: Perturbation, *, proce
             got = f"{type(inside).__name__} with autoreset mode {mode}"
             fix = "Its copies need a seed each: pass the id or a function that makes one environment."
             raise invalid("env", "a SyncVectorEnv or AsyncVectorEnv that resets itself", got, fix)
+        if env is not inside and not (type(env) is RecordEpisodeStatistics and env.env is inside):
+            raise invalid(
+                "env", "no vector wrapper, which may change observations and rewards", type(env).__name__,
+                "Wrap every environment instead.",
+            )  # fmt: skip
         return _Gymnasium(env, own=False)
     if isinstance(env, VecEnv):
         return _StableBaselines(_inside(env))

@@ -104,7 +104,7 @@ def evaluate_env(
         InvalidArgumentError: If an argument cannot be used, or the perturbation needs the equations of the plant.
         UnsupportedSpaceError: If a space is not supported, or actions are discrete and the perturbation changes them.
         ShapeError: If the policy's output has the wrong shape.
-        NonFiniteError: If an action is NaN or infinite.
+        NonFiniteError: If an action or a reward is NaN or infinite.
 
     Example:
         >>> result = evaluate_env(lambda y: -y[:, 1:2], "Pendulum-v1", episodes=2, steps=10)
@@ -235,6 +235,11 @@ class _Batch:
                 )
             action = np.concatenate([action, np.repeat(action[-1:], self.copies.count - count, axis=0)])
             raw, reward, ended, cut = (_first(values, count) for values in self.copies.step(action))
+            if not np.isfinite(reward[alive]).all():
+                raise NonFiniteError(
+                    f"reward: expected finite numbers only, got NaN or infinity at step {step}. Look at the "
+                    "environment."
+                )
             returns[alive] += reward[alive]
             lengths[alive] += 1
             terminated |= alive & ended

@@ -235,8 +235,9 @@ def _check_policy(plant: Plant, policy: Policy, state0: Tensor) -> None:
 
 
 def _check_trajectory(trajectory: Trajectory) -> None:
-    """Name the first step at which actions or states are not finite."""
-    for name, values in (("policy(observation)", trajectory.actions), ("states", trajectory.states)):
+    """Name the first step at which actions, states or rewards are not finite."""
+    parts = (trajectory.actions, trajectory.states, trajectory.rewards)
+    for name, values in zip(("policy(observation)", "states", "rewards"), parts, strict=True):
         finite = values.detach().isfinite().flatten(1).all(1)
         if not bool(finite.all()):
             step = int((~finite).nonzero()[0])

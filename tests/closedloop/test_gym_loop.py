@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium
@@ -10,6 +11,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
+from gymnasium.wrappers import vector as wrappers
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
@@ -330,3 +332,38 @@ def test_bad_calls_name_the_argument(case: str) -> None:
     change, error, name = BAD[case]
     with pytest.raises(error, match=f"^{name}"):
         evaluate_env(**{"policy": POLICY, "env": "Pendulum-v1", "episodes": 2, **change})
+
+
+def test_vector_wrappers_that_may_change_rewards_are_refused() -> None:
+    def copies() -> SyncVectorEnv:
+        return SyncVectorEnv([lambda: gymnasium.make("Pendulum-v1")] * 2)
+
+    def policy(y: torch.Tensor) -> torch.Tensor:
+        return -y[:, 1:2]
+
+    plain = evaluate_env(policy, copies(), episodes=2, steps=5).returns
+    same = evaluate_env(policy, wrappers.RecordEpisodeStatistics(copies()), episodes=2, steps=5).returns
+    assert (plain == same).all()
+    for wrap in (wrappers.NormalizeReward, wrappers.NormalizeObservation):
+        with pytest.raises(InvalidArgumentError, match="env: expected no vector wrapper"):
+            evaluate_env(policy, wrap(copies()), episodes=2, steps=5)
+
+
+def test_rewards_that_are_no_numbers_are_an_error() -> None:
+    def make() -> gymnasium.Env:
+        return gymnasium.wrappers.TransformReward(gymnasium.make("Pendulum-v1"), lambda _: math.nan)
+
+    def policy(y: torch.Tensor) -> torch.Tensor:
+        return -y[:, 1:2]
+
+    with pytest.raises(
+        NonFiniteError, match="reward: expected finite numbers only, got NaN or infinity at step 0"
+    ):
+        evaluate_env(policy, make, episodes=2, steps=5)
+
+    class Broken(Pendulum):
+        def reward(self, *step: torch.Tensor) -> torch.Tensor:
+            return super().reward(*step) * math.nan
+
+    with pytest.raises(NonFiniteError, match="rewards: expected finite"):
+        evaluate(policy, Broken(), episodes=2, steps=5)
