@@ -219,6 +219,19 @@ def test_two_hundred_steps_of_mixed_precision_learn_digits() -> None:
     assert all(c <= a for c, a in zip(result["certified"], result["attacked"], strict=True))
 
 
+def test_two_hundred_steps_of_the_cifar_run() -> None:
+    """The settings of the run for a GPU, its network and its images, on the CPU: 200 steps of 8 images."""
+    if not (Path(os.environ.get("ROBUSTNN_DATA", "missing")) / "cifar10_jpeg").is_dir():
+        pytest.skip("no images of CIFAR-10 in ROBUSTNN_DATA")
+    data = load_images("cifar10_jpeg", None, 800, 40)
+    config = replace(CIFAR, epochs=2, batch=8, attack_iterations=2, attack_restarts=1, autoattack=False)
+    classifier, losses = train(config, Model("sandwich", 10.0), 0, data)
+    assert losses[1] < losses[0]
+    result = measure(config, classifier, data, 0)
+    assert result["proved_bound"] <= 10.0
+    assert all(c <= a for c, a in zip(result["certified"], result["attacked"], strict=True))
+
+
 def test_mixed_precision_stays_in_training() -> None:
     data = load_images("bars", train_images=64, test_images=40)
     full, mixed = (
