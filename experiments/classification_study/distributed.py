@@ -31,6 +31,7 @@ def process_group() -> Iterator[None]:
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
+        distributed.barrier()  # one that leaves while another still listens to it may abort it
     finally:
         distributed.destroy_process_group()
 
