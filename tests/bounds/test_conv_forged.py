@@ -21,6 +21,7 @@ from robustnn.params.conv_explicit import (
     PoolStage,
     ResidualStage,
 )
+from robustnn.params.conv_spectral import spectral_factors
 from tests.conv_cases import images, jacobian, norm, randomise
 
 EPS = torch.finfo(torch.float64).eps
@@ -105,3 +106,15 @@ def test_a_bound_holds_while_gradients_are_on() -> None:
         layer.alpha.fill_(1e3)
     live = layer(torch.eye(5).reshape(5, 5, 1, 1)).reshape(5, 3).detach()
     assert norm(live.double()) <= 1.0 + 4 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("alpha", [3.0, 8.0, 15.9, 1e3])
+def test_fourier_layers_keep_their_bound_while_gradients_are_on(alpha: float) -> None:
+    """Kernels whose energy meets in one frequency, where the square of the norm is many times that of the radius."""
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(12, 20, 1, 1, generator=generator) * torch.ones(1, 1, 5, 5)
+        weight[:, 12:] *= 10.0 ** (-3.0 * torch.rand((), generator=generator))
+        factors = spectral_factors(weight.requires_grad_(), torch.tensor(alpha), (8, 8))
+        norms = torch.linalg.matrix_norm(torch.cat(factors, 1).detach().to(torch.complex128), ord=2)
+        assert float(norms.max()) <= 1.0 + 64 * torch.finfo(torch.float32).eps
