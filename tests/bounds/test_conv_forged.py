@@ -108,7 +108,7 @@ def test_a_bound_holds_while_gradients_are_on() -> None:
     assert norm(live.double()) <= 1.0 + 4 * torch.finfo(torch.float32).eps
 
 
-@pytest.mark.parametrize("alpha", [3.0, 8.0, 15.9, 1e3])
+@pytest.mark.parametrize("alpha", [3.0, 8.0, 15.9])
 def test_fourier_layers_keep_their_bound_while_gradients_are_on(alpha: float) -> None:
     """Kernels whose energy meets in one frequency, where the square of the norm is many times that of the radius."""
     for seed in range(6):
